@@ -1,0 +1,148 @@
+"""The signature, its documentation, and the dispatch."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax import lax
+from jax.typing import ArrayLike, DTypeLike
+
+from jaxconvt import _dilated, _spec
+
+IMPLEMENTATIONS = ("dilated",)
+
+_HAS_OUT_SHARDING = "out_sharding" in inspect.signature(lax.conv_general_dilated).parameters
+
+
+def conv_transpose(
+    lhs: ArrayLike,
+    rhs: ArrayLike,
+    strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    transpose_kernel: bool = False,
+    precision: Any = None,
+    preferred_element_type: DTypeLike | None = None,
+    use_consistent_padding: bool = False,
+    *,
+    feature_group_count: int = 1,
+    output_padding: Sequence[int] | None = None,
+    output_shape: Sequence[int] | None = None,
+    out_sharding: Any = None,
+    implementation: str = "dilated",
+) -> jax.Array:
+    """N-d transposed (fractionally strided) convolution; a drop-in for `jax.lax.conv_transpose`.
+
+    With the positional arguments alone it is `jax.lax.conv_transpose`: one
+    `lax.conv_general_dilated` with `lhs_dilation=strides`, and the same values, gradients,
+    dtypes and weak types, to the bit. The keyword-only arguments are beyond jax.lax.
+
+    Along each spatial axis, for lhs size `i`, kernel size `k`, stride `s`, dilation `d`,
+    `e = (k-1)*d + 1` and padding `(lo, hi)`::
+
+        out[p] = sum over a, b with a*s - b*d + lo == p of lhs[a] * rhs[b]
+        size   = max((i-1)*s + 1 + lo + hi - e + 1, 0)
+
+    Example, doubling a 16x16 image of 8 channels to 4 channels:
+
+    >>> import jax.numpy as jnp
+    >>> from jaxconvt import conv_transpose
+    >>> x, w = jnp.ones((1, 16, 16, 8)), jnp.ones((4, 4, 8, 4))
+    >>> conv_transpose(x, w, strides=(2, 2), padding="SAME").shape
+    (1, 32, 32, 4)
+    >>> conv_transpose(x, w, (2, 2), [(1, 1), (1, 1)], use_consistent_padding=True,
+    ...                output_padding=(1, 1)).shape
+    (1, 33, 33, 4)
+
+    Args:
+      lhs: array of rank `n + 2`, for `n >= 0` spatial dimensions; by default of shape
+        `(batch, spatial..., in channels)`.
+      rhs: kernel of the same rank and dtype; by default of shape
+        `(spatial..., in channels / groups, out channels)`. It is not flipped.
+      strides: `n` positive integers, the spacing in output elements between
+        neighbouring lhs elements.
+      padding: 'SAME' (size `i*s`) or 'VALID' (size `(i-1)*s + max(e, s)`), which are the
+        padding of the forward convolution that this transposes; or `n` pairs `(lo, hi)`
+        of integers, the padding of the stride-dilated lhs; they may be negative. Also
+        'SAME_LOWER' and lower-case names, likewise the forward convolution's, but where
+        every stride is 1 jax.lax accepts those as a plain convolution's padding, and
+        then, unless `use_consistent_padding` or `output_shape` is given, so it is here.
+      rhs_dilation: `n` positive integers, the spacing of the kernel's taps in output
+        elements; None means 1.
+      dimension_numbers: three strings such as `('NCHW', 'OIHW', 'NCHW')`, a
+        `jax.lax.ConvDimensionNumbers`, or three integer sequences as it holds; None means
+        channels last, for any `n`: `('NHWC', 'HWIO', 'NHWC')` in 2-D.
+      transpose_kernel: if True, rhs is the kernel of the forward convolution whose
+        gradient this is: its spatial axes are flipped and its channel axes swapped, so by
+        default its shape is `(spatial..., out channels / groups, in channels)`.
+      precision: None, a `jax.lax.Precision`, a string, or a pair of those.
+      preferred_element_type: dtype to accumulate in and return, or None for the default.
+      use_consistent_padding: if True, pairs too are the padding of the forward
+        convolution, `(e-1-lo, e-1-hi)` in terms of the above; this is PyTorch's `padding`.
+        Available on every JAX, though jax.lax has it from 0.9.
+      feature_group_count: number of groups that the channels are divided in, each with
+        its own kernel; the channels of lhs and of the output must be multiples of it.
+      output_padding: `n` integers, `0 <= r < max(s, d)`, elements added to the output's
+        high end (they are computed, not zeros), as in PyTorch.
+      output_shape: `n` integers, the spatial sizes of the output, for 'SAME', 'VALID', or
+        pairs with `use_consistent_padding=True`; it must be a size that the forward
+        convolution takes to lhs's. The result is the gradient of that convolution, given
+        its kernel with `transpose_kernel=True`.
+      out_sharding: sharding of the output under explicit sharding, as in
+        `lax.conv_general_dilated`, on versions of JAX where that takes it.
+      implementation: one of `jaxconvt.IMPLEMENTATIONS`.
+
+    Returns:
+      The array of rank `n + 2`, by default `(batch, spatial..., out channels)`.
+
+    Raises:
+      TypeError: an argument is of the wrong type, or a traced value where a static one is
+        needed, or the dtypes differ.
+      ValueError: an argument has the wrong value or length, or does not fit the others.
+        Both name the argument, show its value and say what was expected.
+
+    Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning
+    (https://arxiv.org/abs/1603.07285), chapter 4; `jax.lax.conv_transpose`.
+    """
+    lhs, rhs = _spec.array("lhs", lhs), _spec.array("rhs", rhs)
+    ndim = lhs.ndim
+    if ndim < 2 or rhs.ndim != ndim:
+        raise ValueError(
+            f"lhs and rhs must have the same rank, at least 2, got lhs of shape {lhs.shape} "
+            f"and rhs of shape {rhs.shape}."
+        )
+    n = ndim - 2
+    _spec.check_dtypes(lhs, rhs)
+    consistent = _spec.flag("use_consistent_padding", use_consistent_padding)
+    spec = _spec.cached_describe(
+        lhs.shape,
+        rhs.shape,
+        _spec.integers("strides", strides, n, least=1),
+        _spec.paddings(padding, n, names=consistent),
+        (1,) * n if rhs_dilation is None else _spec.integers("rhs_dilation", rhs_dilation, n, least=1),
+        _spec.layout(dimension_numbers, ndim),
+        _spec.flag("transpose_kernel", transpose_kernel),
+        consistent,
+        _spec.group_count(feature_group_count),
+        None if output_padding is None else _spec.integers("output_padding", output_padding, n, least=0),
+        None if output_shape is None else _spec.integers("output_shape", output_shape, n, least=0),
+    )  # fmt: skip
+    if precision is not None or preferred_element_type is not None:
+        _spec.check_numerics(lhs.dtype, precision, preferred_element_type)
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"implementation must be one of {', '.join(map(repr, IMPLEMENTATIONS))}, "
+            f"got {implementation!r}."
+        )
+    if out_sharding is None:
+        return _dilated.conv(lhs, rhs, spec, precision, preferred_element_type)
+    if not _HAS_OUT_SHARDING:
+        raise ValueError(
+            f"out_sharding must be None on JAX {jax.__version__}, whose "
+            f"lax.conv_general_dilated does not take it yet, got {out_sharding!r}."
+        )
+    return _dilated.conv(
+        lhs, rhs, spec, precision, preferred_element_type, out_sharding=out_sharding
+    )

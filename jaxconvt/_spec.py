@@ -1,0 +1,429 @@
+"""What the user wrote, read once: arguments in, one frozen description out.
+
+Everything that can be wrong with a call is found here, where the argument is
+understood, at trace time. Lowerings receive a `Spec` and arrays, and parse nothing.
+"""
+
+import operator
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxconvt import _geometry as geometry
+from jaxconvt._geometry import Axis, Padding, Size
+
+Array = Any  # jax.Array or np.ndarray
+Shape = tuple[Size, ...]
+Ints = tuple[int, ...]
+
+_NAMES = ("SAME", "VALID", "SAME_LOWER")
+
+
+class Spec(NamedTuple):
+    """One transposed convolution, whatever its arrays hold: hashable, immutable."""
+
+    axes: tuple[Axis, ...]
+    dimension_numbers: lax.ConvDimensionNumbers
+    groups: int
+    transpose_kernel: bool
+    # The axes again, as `lax.conv_general_dilated` wants them.
+    strides: Ints
+    pads: tuple[tuple[int, int], ...]
+    rhs_dilation: Ints
+
+
+# Arrays
+
+
+@lru_cache(maxsize=256)
+def _is_number(dtype: Any) -> bool:
+    return jax.dtypes.issubdtype(dtype, np.number) or dtype == np.bool_
+
+
+def array(name: str, value: Any) -> Array:
+    """`value` as an array that JAX accepts, or an error that says what it is instead."""
+    if not isinstance(value, (jax.Array, np.ndarray, np.generic)):
+        if not hasattr(value, "__jax_array__"):
+            raise TypeError(
+                f"{name} must be a JAX or NumPy array, got {_show(value)} of type "
+                f"{type(value).__name__}; convert it with jnp.asarray."
+            )
+        value = jnp.asarray(value)
+    if not _is_number(value.dtype):
+        raise TypeError(
+            f"{name} must be an array of numbers or bools, got dtype {value.dtype}."
+        )
+    return value
+
+
+def check_dtypes(lhs: Array, rhs: Array) -> None:
+    """Raises TypeError unless both have one dtype, as JAX sees it (x64 on or off)."""
+    if lhs.dtype != rhs.dtype:
+        seen = [jax.dtypes.canonicalize_dtype(x.dtype) for x in (lhs, rhs)]
+        if seen[0] != seen[1]:
+            raise TypeError(
+                f"lhs and rhs must have the same dtype, got lhs of {seen[0]} and rhs of "
+                f"{seen[1]}; convert one of them with .astype."
+            )
+
+
+def check_numerics(dtype: Any, precision: Any, preferred_element_type: Any) -> None:
+    """Raises TypeError or ValueError if this JAX has no such precision or result dtype."""
+    for name, value in (
+        ("precision", precision),
+        ("preferred_element_type", preferred_element_type),
+    ):
+        if value is None:
+            continue
+        try:
+            try:
+                _try_numerics(dtype, name, value, jax.config.read("jax_enable_x64"))
+            except TypeError:  # also what an unhashable value (a list) raises
+                _try_numerics.__wrapped__(dtype, name, value, None)
+        except (TypeError, ValueError, AttributeError, KeyError) as e:
+            kind = TypeError if isinstance(e, TypeError) else ValueError
+            raise kind(
+                f"{name} must be one that lax.conv_general_dilated accepts for operands of "
+                f"{dtype}, got {_show(value)}: {e}"
+            ) from None
+
+
+@lru_cache(maxsize=256)
+def _try_numerics(dtype: Any, name: str, value: Any, x64: Any) -> None:
+    """JAX itself is asked, on a 1x1 product, so that the answer is the installed one's."""
+    one = jax.ShapeDtypeStruct((1, 1), dtype)
+    jax.eval_shape(
+        lambda lhs, rhs: lax.conv_general_dilated(lhs, rhs, (), (), **{name: value}), one, one
+    )
+
+
+# Static numbers
+
+
+def _show(value: Any) -> str:
+    """`repr`, in one line of at most 80 characters; a traced value by what it is."""
+    if isinstance(value, jax.core.Tracer):
+        return f"a traced value ({value.aval.str_short()})"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _untraced(name: str, value: Any) -> None:
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(
+            f"{name} must be static, known when the function is traced, got {_show(value)}; "
+            f"pass Python numbers, or mark it static (jax.jit's static_argnames)."
+        )
+
+
+def _integer(name: str, value: Any, whole: Any) -> int:
+    _untraced(name, value)
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"{name} must hold integers, got {_show(value)} of type "
+            f"{type(value).__name__} in {_show(whole)}."
+        ) from None
+
+
+def _items(name: str, value: Any, expected: str) -> tuple[Any, ...]:
+    _untraced(name, value)
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be {expected}, got {_show(value)}.")
+    try:
+        return tuple(value)
+    except TypeError:  # a 0-d array
+        raise TypeError(f"{name} must be {expected}, got {_show(value)}.") from None
+
+
+def integers(name: str, value: Any, n: int, least: int) -> Ints:
+    """`value` as `n` integers of at least `least`."""
+    expected = f"a sequence of {n} integers, one for each spatial dimension"
+    items = _items(name, value, expected)
+    if len(items) != n:
+        raise ValueError(f"{name} must be {expected}, got {len(items)}: {_show(value)}.")
+    result = tuple([_integer(name, item, value) for item in items])
+    if result and min(result) < least:
+        kind = "positive" if least == 1 else "non-negative"
+        raise ValueError(f"{name} must be {kind} integers, got {_show(result)}.")
+    return result
+
+
+def flag(name: str, value: Any) -> bool:
+    """`value` as a bool; as in jax.lax anything with a truth value will do."""
+    _untraced(name, value)
+    try:
+        return bool(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be True or False, got {_show(value)}.") from None
+
+
+def group_count(value: Any) -> int:
+    result = _integer("feature_group_count", value, value)
+    if result < 1:
+        raise ValueError(f"feature_group_count must be a positive integer, got {result}.")
+    return result
+
+
+def paddings(value: Any, n: int, names: bool) -> str | tuple[Padding, ...]:
+    """`padding` as one string as written, or `n` pairs (with `names`, or known names)."""
+    expected = (
+        f"{', '.join(map(repr, _NAMES))}, or a sequence of {n} (low, high) pairs of "
+        "integers, one for each spatial dimension"
+    )
+    if isinstance(value, str):
+        if value.upper() not in _NAMES:
+            raise ValueError(f"padding must be {expected}, got {_show(value)}.")
+        return value
+    items = _items("padding", value, expected)
+    if len(items) != n:
+        raise ValueError(f"padding must be {expected}, got {len(items)}: {_show(value)}.")
+    result: list[Padding] = []
+    for item in items:
+        if names and isinstance(item, str) and item.upper() in _NAMES:
+            result.append(item.upper())
+            continue
+        pair = _items("padding", item, expected)
+        if len(pair) != 2:
+            raise ValueError(f"padding must be {expected}, got {_show(item)} in {_show(value)}.")
+        result.append((_integer("padding", pair[0], value), _integer("padding", pair[1], value)))
+    return tuple(result)
+
+
+# Layouts
+
+
+def layout(dimension_numbers: Any, ndim: int) -> lax.ConvDimensionNumbers:
+    """`dimension_numbers` as a `ConvDimensionNumbers` of tuples, checked."""
+    if dimension_numbers is None:
+        return _channels_last(ndim)
+    _untraced("dimension_numbers", dimension_numbers)
+    try:
+        return _layout(dimension_numbers, ndim)
+    except TypeError as e:
+        if "unhashable" not in str(e):
+            raise
+    frozen = tuple([s if isinstance(s, str) else _items("dimension_numbers", s, _LAYOUT)
+                    for s in _items("dimension_numbers", dimension_numbers, _LAYOUT)])  # fmt: skip
+    return _layout(frozen, ndim)
+
+
+_LAYOUT = (
+    "None, three strings such as ('NHWC', 'HWIO', 'NHWC'), or a ConvDimensionNumbers of "
+    "three integer sequences (for lhs, rhs and the output)"
+)
+
+
+@lru_cache(maxsize=64)
+def _channels_last(ndim: int) -> lax.ConvDimensionNumbers:
+    n = ndim - 2
+    spatial = tuple(range(1, n + 1))
+    lhs_spec = (0, n + 1, *spatial)
+    return lax.ConvDimensionNumbers(lhs_spec, (n + 1, n, *range(n)), lhs_spec)
+
+
+@lru_cache(maxsize=256)
+def _layout(given: Any, ndim: int) -> lax.ConvDimensionNumbers:
+    shown = _show(tuple(given) if isinstance(given, tuple) else given)
+    specs = _items("dimension_numbers", given, _LAYOUT)
+    if len(specs) != 3:
+        raise ValueError(f"dimension_numbers must be {_LAYOUT}, got {len(specs)}: {shown}.")
+    if not all(isinstance(spec, str) for spec in specs):
+        frozen = []
+        for spec in specs:
+            axes = _items("dimension_numbers", spec, _LAYOUT)
+            axes = tuple([_integer("dimension_numbers", axis, given) for axis in axes])
+            if sorted(axes) != list(range(ndim)):
+                raise ValueError(
+                    f"dimension_numbers must hold each axis from 0 to {ndim - 1} once for "
+                    f"operands of rank {ndim}, got {axes} in {shown}."
+                )
+            frozen.append(axes)
+        return lax.ConvDimensionNumbers(*frozen)
+    for spec, (a, b) in zip(specs, ("NC", "OI", "NC"), strict=True):
+        if len(spec) != ndim or len(set(spec)) != ndim or a not in spec or b not in spec:
+            raise ValueError(
+                f"dimension_numbers must be strings of {ndim} different letters for operands "
+                f"of rank {ndim}, with 'N' and 'C' in those of lhs and output, 'I' and 'O' in "
+                f"that of rhs, got {spec!r} in {shown}."
+            )
+    lhs, rhs, out = specs
+    spatial = [c for c in rhs if c not in "OI"]
+    if set(spatial) != set(lhs) - set("NC") or set(spatial) != set(out) - set("NC"):
+        raise ValueError(
+            f"dimension_numbers must name the same spatial dimensions for lhs, rhs and the "
+            f"output, got {shown}."
+        )
+    return lax.ConvDimensionNumbers(
+        *[
+            tuple([spec.index(c) for c in (*pair, *spatial)])
+            for spec, pair in ((lhs, "NC"), (rhs, "OI"), (out, "NC"))
+        ]
+    )
+
+
+# The whole
+
+
+def describe(
+    lhs_shape: Shape,
+    rhs_shape: Shape,
+    strides: Ints,
+    padding: str | tuple[Padding, ...],
+    rhs_dilation: Ints,
+    dimension_numbers: lax.ConvDimensionNumbers,
+    transpose_kernel: bool,
+    use_consistent_padding: bool,
+    feature_group_count: int,
+    output_padding: Ints | None,
+    output_shape: Ints | None,
+) -> Spec:
+    """The `Spec` of a call whose arguments have been read one by one; use `cached_describe`."""
+    dn = dimension_numbers
+    n = len(strides)
+    _check_channels(lhs_shape, rhs_shape, dn, feature_group_count, transpose_kernel)
+    if output_padding is not None and output_shape is not None:
+        raise ValueError(
+            f"output_padding and output_shape must not be given together, got "
+            f"{output_padding} and {output_shape}; output_shape alone says the size."
+        )
+    if output_shape is not None and not (isinstance(padding, str) or use_consistent_padding):
+        raise ValueError(
+            f"output_shape needs padding 'SAME' or 'VALID', or pairs with "
+            f"use_consistent_padding=True (the padding of the forward convolution), got "
+            f"padding={padding} with use_consistent_padding=False."
+        )
+    # jax.lax hands any other name on to a plain convolution, which accepts it where no
+    # axis is strided, for what it means there.
+    plain = (
+        isinstance(padding, str)
+        and padding not in ("SAME", "VALID")
+        and not use_consistent_padding
+        and output_shape is None
+        and all(s == 1 for s in strides)
+    )
+    given = (padding.upper(),) * n if isinstance(padding, str) else padding
+    consistent = use_consistent_padding or isinstance(padding, str)
+
+    axes = []
+    for j, (s, d, pad) in enumerate(zip(strides, rhs_dilation, given, strict=True)):
+        size, taps = lhs_shape[dn.lhs_spec[2 + j]], rhs_shape[dn.rhs_spec[2 + j]]
+        e = geometry.dilate(taps, d)
+        if type(taps) is not int and (consistent or output_shape is not None):
+            raise ValueError(
+                f"rhs must have static spatial sizes where padding follows from them, got "
+                f"{rhs_shape} with padding={_show(padding)}; give the (low, high) pairs of "
+                f"the transposed convolution."
+            )
+        if type(taps) is int and taps < 1:
+            raise ValueError(
+                f"rhs must have spatial sizes of at least 1, got 0 in axis {dn.rhs_spec[2 + j]} "
+                f"of shape {rhs_shape}."
+            )
+        if output_shape is not None:
+            lo, hi = _sized(j, pad, size, e, s, output_shape)
+        elif plain:
+            lo, hi = geometry.plain_pads(str(pad), e)
+        elif consistent:
+            lo, hi = geometry.transposed_pads(pad, e, s)
+        else:
+            lo, hi = pad
+        if output_padding is not None:
+            if not 0 <= output_padding[j] < max(s, d):
+                raise ValueError(
+                    f"output_padding must be at least 0 and less than the larger of stride and "
+                    f"rhs dilation, here {max(s, d)}, got {output_padding[j]} for spatial "
+                    f"dimension {j} in {output_padding}."
+                )
+            hi += output_padding[j]
+        axis = Axis(size, taps, s, d, lo, hi)
+        if type(size) is int and axis.padded < 0:
+            raise ValueError(
+                f"padding must not remove more than there is, got ({lo}, {hi}) for spatial "
+                f"dimension {j}, which has {geometry.dilate(size, s)} elements (lhs size {size}, "
+                f"stride {s}): {axis.padded} would be left."
+            )
+        axes.append(axis)
+    return Spec(
+        tuple(axes),
+        dn,
+        feature_group_count,
+        transpose_kernel,
+        strides,
+        tuple([(axis.lo, axis.hi) for axis in axes]),
+        rhs_dilation,
+    )
+
+
+_cached = lru_cache(maxsize=4096)(describe)
+
+
+def cached_describe(lhs_shape: Shape, rhs_shape: Shape, *arguments: Any) -> Spec:
+    """`describe`, once per distinct call."""
+    for size in (*lhs_shape, *rhs_shape):
+        if type(size) is not int:  # symbolic sizes may not even be comparable
+            return describe(lhs_shape, rhs_shape, *arguments)
+    return _cached(lhs_shape, rhs_shape, *arguments)
+
+
+def _sized(j: int, pad: Padding, size: Size, e: int, s: int, output_shape: Ints) -> tuple[int, int]:
+    if type(size) is not int:
+        raise ValueError(
+            f"output_shape needs lhs with static spatial sizes, got {size} in spatial dimension {j}."
+        )
+    o, sizes = output_shape[j], geometry.forward_sizes(pad, size, e, s)
+    if o not in sizes:
+        fitting = f"{sizes.start} to {sizes.stop - 1}" if sizes else "none"
+        raise ValueError(
+            f"output_shape must be a size that the forward convolution takes to lhs's, got {o} "
+            f"for spatial dimension {j} in {output_shape}: with padding={pad!r}, stride {s} and "
+            f"effective kernel size {e}, lhs size {size} fits {fitting}."
+        )
+    return geometry.sized_pads(pad, size, e, s, o)
+
+
+def _check_channels(
+    lhs_shape: Shape,
+    rhs_shape: Shape,
+    dn: lax.ConvDimensionNumbers,
+    groups: int,
+    transpose_kernel: bool,
+) -> None:
+    # The kernel of the gradient has its channels the other way around.
+    o_axis, i_axis = dn.rhs_spec[:2]
+    lhs_axis = dn.lhs_spec[1]
+    features = lhs_shape[lhs_axis]
+    if type(features) is int and features % groups:
+        raise ValueError(
+            f"feature_group_count must divide the channels of lhs, got feature_group_count="
+            f"{groups} and {features} channels in axis {lhs_axis} of lhs {lhs_shape}."
+        )
+    if transpose_kernel:
+        axis, wanted, role = o_axis, features, "out"
+    else:
+        axis, wanted, role = i_axis, features // groups, "in"
+        outputs = rhs_shape[o_axis]
+        if type(outputs) is int and outputs % groups:
+            raise ValueError(
+                f"feature_group_count must divide the output channels of rhs, got "
+                f"feature_group_count={groups} and {outputs} channels in axis {o_axis} of rhs "
+                f"{rhs_shape}."
+            )
+    got = rhs_shape[axis]
+    if type(got) is int and type(wanted) is int and got != wanted:
+        other, other_wanted = (i_axis, features // groups) if transpose_kernel else (o_axis, features)
+        hint = ""
+        if rhs_shape[other] == other_wanted:
+            hint = f" Did you mean transpose_kernel={not transpose_kernel}?"
+        per = f" / {groups} groups" if groups > 1 and not transpose_kernel else ""
+        raise ValueError(
+            f"rhs must have {wanted} {role} features, as lhs has {features} channels{per}, got "
+            f"{got} in axis {axis} of rhs {rhs_shape} against {features} in axis {lhs_axis} of "
+            f"lhs {lhs_shape}.{hint}"
+        )
