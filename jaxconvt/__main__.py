@@ -19,9 +19,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 from jax import lax
+from jaxlib.version import __version__ as jaxlib_version
 
 import jaxconvt
 from jaxconvt._layers import BY_NAME, LAYERS, Layer
@@ -84,8 +84,9 @@ def same(a: jax.Array, b: jax.Array) -> bool:
 
 def program(lowered: Any) -> str:
     """The program that XLA gets, less its name."""
-    name, _, rest = lowered.as_text().partition(" attributes ")
-    return rest if name.startswith("module @") else name
+    text: str = lowered.as_text()
+    name, _, rest = text.partition(" attributes ")
+    return rest if name.startswith("module @") else text
 
 
 def interleaved(functions: dict[str, Fn], *args: jax.Array) -> tuple[dict[str, Any], Seconds]:
@@ -160,7 +161,7 @@ def machine() -> dict[str, Any]:
     return {
         "jaxconvt": jaxconvt.__version__,
         "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
+        "jaxlib": jaxlib_version,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),

@@ -116,19 +116,20 @@ def conv_transpose(
     n = ndim - 2
     _spec.check_dtypes(lhs, rhs)
     consistent = _spec.flag("use_consistent_padding", use_consistent_padding)
+    ints = _spec.integers
     spec = _spec.cached_describe(
         lhs.shape,
         rhs.shape,
-        _spec.integers("strides", strides, n, least=1),
+        ints("strides", strides, n, least=1),
         _spec.paddings(padding, n, names=consistent),
-        (1,) * n if rhs_dilation is None else _spec.integers("rhs_dilation", rhs_dilation, n, least=1),
+        (1,) * n if rhs_dilation is None else ints("rhs_dilation", rhs_dilation, n, least=1),
         _spec.layout(dimension_numbers, ndim),
         _spec.flag("transpose_kernel", transpose_kernel),
         consistent,
         _spec.group_count(feature_group_count),
-        None if output_padding is None else _spec.integers("output_padding", output_padding, n, least=0),
-        None if output_shape is None else _spec.integers("output_shape", output_shape, n, least=0),
-    )  # fmt: skip
+        None if output_padding is None else ints("output_padding", output_padding, n, least=0),
+        None if output_shape is None else ints("output_shape", output_shape, n, least=0),
+    )
     if precision is not None or preferred_element_type is not None:
         _spec.check_numerics(lhs.dtype, precision, preferred_element_type)
     if implementation not in IMPLEMENTATIONS:

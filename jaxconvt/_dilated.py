@@ -1,5 +1,6 @@
 """The default lowering: one `lax.conv_general_dilated` over the stride-dilated lhs."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -57,7 +58,7 @@ def _conv(
     preferred_element_type: Any,
     **out_sharding: Any,
 ) -> jax.Array:
-    return lax.conv_general_dilated(
+    out: jax.Array = lax.conv_general_dilated(
         lhs,
         rhs,
         (1,) * len(spec.strides),
@@ -70,8 +71,9 @@ def _conv(
         preferred_element_type=preferred_element_type,
         **out_sharding,
     )
+    return out
 
 
 # An eager call compiles the same one-equation program either way, but jit finds it in a
 # third of the time. Inlined, because constants may meet here in the middle of a trace.
-_eager = jax.jit(_conv, static_argnums=(2, 3, 4), inline=True)
+_eager: Callable[..., jax.Array] = jax.jit(_conv, static_argnums=(2, 3, 4), inline=True)

@@ -45,7 +45,8 @@ class Axis(NamedTuple):
     @property
     def out(self) -> int:
         """Output size `o` (of an axis whose sizes are ints)."""
-        return max(self.padded - dilate(self.taps, self.dilation) + 1, 0)
+        size: int = self.padded - dilate(self.taps, self.dilation) + 1
+        return max(size, 0)
 
 
 # Forward padding of one axis, from here on: 'SAME', 'SAME_LOWER', 'VALID' or a pair.

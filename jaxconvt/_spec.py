@@ -17,7 +17,7 @@ from jax import lax
 from jaxconvt import _geometry as geometry
 from jaxconvt._geometry import Axis, Padding, Size
 
-Array = Any  # jax.Array or np.ndarray
+Array = jax.Array  # or a NumPy array, used alike
 Shape = tuple[Size, ...]
 Ints = tuple[int, ...]
 
@@ -42,7 +42,7 @@ class Spec(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _is_number(dtype: Any) -> bool:
-    return jax.dtypes.issubdtype(dtype, np.number) or dtype == np.bool_
+    return bool(jnp.issubdtype(dtype, np.number) or dtype == np.bool_)
 
 
 def array(name: str, value: Any) -> Array:
@@ -55,10 +55,9 @@ def array(name: str, value: Any) -> Array:
             )
         value = jnp.asarray(value)
     if not _is_number(value.dtype):
-        raise TypeError(
-            f"{name} must be an array of numbers or bools, got dtype {value.dtype}."
-        )
-    return value
+        raise TypeError(f"{name} must be an array of numbers or bools, got dtype {value.dtype}.")
+    result: Array = value
+    return result
 
 
 def check_dtypes(lhs: Array, rhs: Array) -> None:
@@ -246,7 +245,7 @@ def _layout(given: Any, ndim: int) -> lax.ConvDimensionNumbers:
                 )
             frozen.append(axes)
         return lax.ConvDimensionNumbers(*frozen)
-    for spec, (a, b) in zip(specs, ("NC", "OI", "NC"), strict=True):
+    for spec, a, b in zip(specs, "NON", "CIC", strict=True):
         if len(spec) != ndim or len(set(spec)) != ndim or a not in spec or b not in spec:
             raise ValueError(
                 f"dimension_numbers must be strings of {ndim} different letters for operands "
@@ -262,8 +261,8 @@ def _layout(given: Any, ndim: int) -> lax.ConvDimensionNumbers:
         )
     return lax.ConvDimensionNumbers(
         *[
-            tuple([spec.index(c) for c in (*pair, *spatial)])
-            for spec, pair in ((lhs, "NC"), (rhs, "OI"), (out, "NC"))
+            tuple([spec.index(c) for c in (*channels, *spatial)])
+            for spec, channels in ((lhs, "NC"), (rhs, "OI"), (out, "NC"))
         ]
     )
 
@@ -330,7 +329,7 @@ def describe(
             lo, hi = _sized(j, pad, size, e, s, output_shape)
         elif plain:
             lo, hi = geometry.plain_pads(str(pad), e)
-        elif consistent:
+        elif isinstance(pad, str) or use_consistent_padding:
             lo, hi = geometry.transposed_pads(pad, e, s)
         else:
             lo, hi = pad
@@ -375,7 +374,8 @@ def cached_describe(lhs_shape: Shape, rhs_shape: Shape, *arguments: Any) -> Spec
 def _sized(j: int, pad: Padding, size: Size, e: int, s: int, output_shape: Ints) -> tuple[int, int]:
     if type(size) is not int:
         raise ValueError(
-            f"output_shape needs lhs with static spatial sizes, got {size} in spatial dimension {j}."
+            f"output_shape needs lhs with static spatial sizes, got {size} in spatial "
+            f"dimension {j}."
         )
     o, sizes = output_shape[j], geometry.forward_sizes(pad, size, e, s)
     if o not in sizes:
@@ -417,9 +417,9 @@ def _check_channels(
             )
     got = rhs_shape[axis]
     if type(got) is int and type(wanted) is int and got != wanted:
-        other, other_wanted = (i_axis, features // groups) if transpose_kernel else (o_axis, features)
         hint = ""
-        if rhs_shape[other] == other_wanted:
+        swapped = rhs_shape[i_axis] * groups if transpose_kernel else rhs_shape[o_axis]
+        if swapped == features:
             hint = f" Did you mean transpose_kernel={not transpose_kernel}?"
         per = f" / {groups} groups" if groups > 1 and not transpose_kernel else ""
         raise ValueError(
