@@ -1,0 +1,133 @@
+"""The wrapper's cost: eager and tracing overhead against jax.lax.conv_transpose, import time.
+
+    python benchmarks/overhead.py [--json FILE]
+
+Both functions are called in turn in one run, on arrays so small that the convolution
+itself hardly counts, and medians are compared. An eager call is timed to its result.
+Tracing is `jax.make_jaxpr` of a function with many calls, divided by their number, so
+that the cost of `make_jaxpr` itself is not what is measured: of the same call again and
+again, whose description is cached, and of calls that are all different. Import time is
+that of `import jaxconvt` after `import jax`, in fresh processes.
+
+The exit status is 0 if the targets are met: eager at most 0.6 of jax.lax's, tracing at
+most 0.9 (calls that differ have none), import at most 20 ms.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxconvt import conv_transpose
+from jaxconvt.__main__ import machine
+
+FUNCTIONS = {"jax.lax": lax.conv_transpose, "jaxconvt": conv_transpose}
+EAGER_TARGET, TRACING_TARGET, IMPORT_TARGET = 0.6, 0.9, 0.020
+CALLS_PER_TRACE = 50
+
+_IMPORT = (
+    "import time, jax; t = time.perf_counter(); import jaxconvt; print(time.perf_counter() - t)"
+)
+_new_size = itertools.count(4)
+
+
+def operands(n: int, size: int = 2) -> tuple[jax.Array, jax.Array]:
+    return jnp.ones((1, *(size,) * n, 2)), jnp.ones((*(2,) * n, 2, 2))
+
+
+def in_turn(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds of each function, called in turn."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for i in range(repeats + 3):
+        for name in reversed(functions) if i % 2 else functions:
+            start = time.perf_counter()
+            functions[name]()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(t[3:]) for name, t in times.items()}
+
+
+def eager(n: int, repeats: int, **kwargs: Any) -> dict[str, float]:
+    lhs, rhs = operands(n)
+
+    def call(f: Callable[..., jax.Array]) -> None:
+        f(lhs, rhs, (2,) * n, **kwargs).block_until_ready()
+
+    return in_turn({name: partial(call, f) for name, f in FUNCTIONS.items()}, repeats)
+
+
+def tracing(n: int, repeats: int, distinct: bool, **kwargs: Any) -> dict[str, float]:
+    def trace(f: Callable[..., jax.Array]) -> None:
+        # Other sizes each time, where the calls are to differ.
+        sizes = [next(_new_size) if distinct else 4 for _ in range(CALLS_PER_TRACE)]
+        lhs = [jax.ShapeDtypeStruct((1, *(size,) * n, 2), jnp.float32) for size in sizes]
+        rhs = jax.ShapeDtypeStruct((*(2,) * n, 2, 2), jnp.float32)
+
+        def calls(lhs: list[jax.Array], rhs: jax.Array) -> list[jax.Array]:
+            return [f(x, rhs, (2,) * n, **kwargs) for x in lhs]
+
+        jax.make_jaxpr(calls)(lhs, rhs)
+
+    seconds = in_turn({name: partial(trace, f) for name, f in FUNCTIONS.items()}, repeats)
+    return {name: t / CALLS_PER_TRACE for name, t in seconds.items()}
+
+
+def import_seconds(repeats: int) -> float:
+    runs = [
+        subprocess.run([sys.executable, "-c", _IMPORT], capture_output=True, text=True, check=True)
+        for _ in range(repeats + 1)
+    ]
+    return statistics.median(float(run.stdout) for run in runs[1:])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", metavar="FILE", help="also write the figures to FILE")
+    arguments = parser.parse_args()
+
+    about = machine()
+    print("JAX {jax}, Python {python}, {system}, {cores} cores, {backend}".format(**about))
+    print(f"\n{'':50}{'jax.lax':>12}{'jaxconvt':>12}{'ratio':>8}{'target':>8}")
+    rows = []
+    for n, padding, transpose_kernel in itertools.product(
+        (1, 2, 3), ("SAME", "pairs"), (False, True)
+    ):
+        kwargs = {
+            "padding": "SAME" if padding == "SAME" else [(1, 1)] * n,
+            "transpose_kernel": transpose_kernel,
+        }
+        for kind, target, seconds in (
+            ("eager", EAGER_TARGET, eager(n, 400, **kwargs)),
+            ("tracing", TRACING_TARGET, tracing(n, 30, distinct=False, **kwargs)),
+            ("tracing, calls differ", None, tracing(n, 10, distinct=True, **kwargs)),
+        ):
+            case = f"{kind}, {n}-D, {padding}" + ", transpose_kernel" * transpose_kernel
+            ratio = seconds["jaxconvt"] / seconds["jax.lax"]
+            rows.append({"case": case, "seconds": seconds, "ratio": ratio, "target": target})
+            times = "".join(f"{t * 1e6:9.1f} us" for t in seconds.values())
+            print(f"{case:50}{times}{ratio:8.2f}{target or '':>8}", flush=True)
+    seconds = import_seconds(9)
+    print(f"{'import, after jax':62}{seconds * 1e3:9.1f} ms{'':8}{IMPORT_TARGET * 1e3:5.0f} ms")
+
+    met = seconds <= IMPORT_TARGET and all(
+        row["target"] is None or row["ratio"] <= row["target"] for row in rows
+    )
+    print(f"\ntargets {'met' if met else 'MISSED'}")
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump({"machine": about, "rows": rows, "import_seconds": seconds}, file, indent=1)
+            file.write("\n")
+    return 0 if met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
