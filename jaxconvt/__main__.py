@@ -92,11 +92,11 @@ def program(lowered: Any) -> str:
 def interleaved(functions: dict[str, Fn], *args: jax.Array) -> tuple[dict[str, Any], Seconds]:
     """What each function returns, and its median seconds, the functions called in turn.
 
-    A slow one that is the same program as the reference is not run again: its result is
-    the reference's, and its seconds are None.
+    The reference comes first. If it is slow, a function that is the same program is not
+    run: its result is the reference's, and its seconds are None.
     """
     lowered = {name: jax.jit(f).lower(*args) for name, f in functions.items()}
-    calls = {name: f.compile() for name, f in lowered.items()}
+    calls: dict[str, Fn] = {}
     results: dict[str, Any] = {}
     times: dict[str, list[float]] = {name: [] for name in functions}
 
@@ -105,17 +105,16 @@ def interleaved(functions: dict[str, Fn], *args: jax.Array) -> tuple[dict[str, A
         results[name] = jax.block_until_ready(calls[name](*args))
         times[name].append(time.perf_counter() - start)
 
-    call(REFERENCE)
     for name in functions:
-        if name == REFERENCE:
-            continue
-        if times[REFERENCE][0] > _SLOW and program(lowered[name]) == program(lowered[REFERENCE]):
+        slow = name != REFERENCE and times[REFERENCE][0] > _SLOW
+        if slow and program(lowered[name]) == program(lowered[REFERENCE]):
             results[name] = results[REFERENCE]
-        else:
-            call(name)
-    timed = [name for name in functions if times[name]]
-    for i in range(min(_MOST_REPEATS, int(_PATIENCE / sum(times[name][0] for name in timed)))):
-        for name in reversed(timed) if i % 2 else timed:
+            continue
+        calls[name] = lowered[name].compile()
+        call(name)
+    repeats = int(_PATIENCE / sum(times[name][0] for name in calls))
+    for i in range(min(repeats, _MOST_REPEATS)):
+        for name in reversed(calls) if i % 2 else calls:
             call(name)
     # The first call, which warms caches, counts only where there are no others.
     return results, {
