@@ -1,0 +1,446 @@
+"""Every rejected input, with the words that reject it: traced and not, and under `python -O`."""
+
+import ast
+import functools
+import inspect
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+from jax import export, lax
+
+import jaxconvt
+from jaxconvt import conv_transpose
+from tests import util
+
+LHS, RHS = np.zeros((1, 5, 4, 4), np.float32), np.zeros((3, 2, 4, 6), np.float32)
+FORWARD = np.zeros((3, 2, 6, 4), np.float32)  # a forward kernel from 6 channels to LHS's 4
+GOOD = {"lhs": LHS, "rhs": RHS, "strides": (2, 2), "padding": "SAME"}
+CDN = lax.ConvDimensionNumbers
+KEY = jax.random.key(0)
+
+
+class Rejected(NamedTuple):
+    """One input: what differs from `GOOD`, or a function of a traced integer that says it."""
+
+    name: str
+    arguments: Any
+    error: type[Exception]
+    message: str  # all of it, but for what JAX adds in its own words at a final "..."
+
+
+def value(name, message, **arguments):
+    return Rejected(name, arguments, ValueError, message)
+
+
+def kind(name, message, **arguments):
+    return Rejected(name, arguments, TypeError, message)
+
+
+def traced(name, shown, arguments):
+    message = (
+        f"{name} must be static, known when the function is traced, got a traced value "
+        f"({shown}); pass Python numbers, or mark it static (jax.jit's static_argnames)."
+    )
+    return Rejected(f"traced {name} {shown}", arguments, TypeError, message)
+
+
+def sequence(name):
+    """What is no sequence of two integers; strides, dilations and the output's sizes alike."""
+    wanted = f"{name} must be a sequence of 2 integers, one for each spatial dimension"
+    held = f"{name} must hold integers"
+    f64 = np.float64(2)
+    return [
+        kind(f"{name} number", f"{wanted}, got 2.", **{name: 2}),
+        kind(f"{name} string", f"{wanted}, got '22'.", **{name: "22"}),
+        kind(f"{name} bytes", f"{wanted}, got b'22'.", **{name: b"22"}),
+        kind(f"{name} 0-d array", f"{wanted}, got array(2).", **{name: np.array(2)}),
+        value(f"{name} short", f"{wanted}, got 1: (2,).", **{name: (2,)}),
+        value(f"{name} empty", f"{wanted}, got 0: ().", **{name: ()}),
+        value(f"{name} long", f"{wanted}, got 3: [2, 2, 2].", **{name: [2, 2, 2]}),
+        kind(f"{name} float", f"{held}, got 2.0 of type float in (2.0, 2).", **{name: (2.0, 2)}),
+        kind(f"{name} float array", f"{held}, got {f64!r} of type float64 in array([2., 2.]).",
+             **{name: np.array([2.0, 2.0])}),
+        kind(f"{name} none within", f"{held}, got None of type NoneType in (2, None).",
+             **{name: (2, None)}),
+        kind(f"{name} strings", f"{held}, got '2' of type str in ['2', '2'].",
+             **{name: ["2", "2"]}),
+        kind(f"{name} nested", f"{held}, got (2, 2) of type tuple in ((2, 2), 2).",
+             **{name: ((2, 2), 2)}),
+        traced(name, "int32[]", lambda t: {name: (2, t)}),
+        traced(name, "int32[2]", lambda t: {name: jnp.stack([t, t])}),
+    ]  # fmt: skip
+
+
+def negative(name, how):
+    return value(f"{name} negative", f"{name} must be {how} integers, got (1, -1).",
+                 **{name: (1, -1)})  # fmt: skip
+
+
+ARRAY = "{} must be a JAX or NumPy array, got {} of type {}; convert it with jnp.asarray."
+NUMBERS = "{} must be an array of numbers or bools, got dtype {}."
+RANKS = "lhs and rhs must have the same rank, at least 2, got lhs of shape {} and rhs of shape {}."
+DTYPES = (
+    "lhs and rhs must have the same dtype, got lhs of {} and rhs of {}; convert one of them with "
+    ".astype."
+)
+PADDING = (
+    "padding must be 'SAME', 'VALID', 'SAME_LOWER', or a sequence of 2 (low, high) pairs of "
+    "integers, one for each spatial dimension, got {}."
+)
+REMOVES = (
+    "padding must not remove more than there is, got {} for spatial dimension {}, which has {} "
+    "elements (lhs size {}, stride 2): -1 would be left."
+)
+LAYOUT = (
+    "dimension_numbers must be None, three strings such as ('NHWC', 'HWIO', 'NHWC'), or a "
+    "ConvDimensionNumbers of three integer sequences (for lhs, rhs and the output), got {}."
+)
+LETTERS = (
+    "dimension_numbers must be strings of 4 different letters for operands of rank 4, with 'N' "
+    "and 'C' in those of lhs and output, 'I' and 'O' in that of rhs, got {!r} in {}."
+)
+SPATIAL = (
+    "dimension_numbers must name the same spatial dimensions for lhs, rhs and the output, got {}."
+)
+AXES = (
+    "dimension_numbers must hold each axis from 0 to 3 once for operands of rank 4, got {} in {}."
+)
+ACCEPTED = (
+    "{} must be one that lax.conv_general_dilated accepts for operands of float32, got {}: ..."
+)
+GROUPS = "feature_group_count must be a positive integer, got {}."
+CHANNELS = (
+    "rhs must have {} features, as lhs has {}, got {} in axis {} of rhs {} against {} in axis {} "
+    "of lhs (1, 5, 4, 4).{}"
+)
+OUTPUT_PADDING = (
+    "output_padding must be at least 0 and less than the larger of stride and rhs dilation, here "
+    "{}, got {} for spatial dimension {} in {}."
+)
+OUTPUT_SHAPE = (
+    "output_shape must be a size that the forward convolution takes to lhs's, got {} for spatial "
+    "dimension {} in {}: with padding={!r}, stride 2 and effective kernel size {}, lhs size {} "
+    "fits {}."
+)
+IMPLEMENTATION = (
+    f"implementation must be one of {', '.join(map(repr, jaxconvt.IMPLEMENTATIONS))}, got {{}}."
+)
+PLAIN = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))  # the default layout
+
+TABLE = [
+    # The operands.
+    kind("lhs list", ARRAY.format("lhs", "[[1.0]]", "list"), lhs=[[1.0]]),
+    kind("lhs none", ARRAY.format("lhs", "None", "NoneType"), lhs=None),
+    kind("rhs number", ARRAY.format("rhs", "1.0", "float"), rhs=1.0),
+    kind("rhs string", ARRAY.format("rhs", "'kernel'", "str"), rhs="kernel"),
+    kind("rhs long", ARRAY.format("rhs", str([*range(100)])[:77] + "...", "list"),
+         rhs=[*range(100)]),
+    kind("lhs keys", NUMBERS.format("lhs", "key<fry>"), lhs=jax.random.split(KEY, LHS.shape)),
+    kind("rhs keys", NUMBERS.format("rhs", "key<fry>"), rhs=jax.random.split(KEY, RHS.shape)),
+    kind("lhs objects", NUMBERS.format("lhs", "object"), lhs=LHS.astype(object)),
+    kind("rhs strings", NUMBERS.format("rhs", "<U32"), rhs=RHS.astype(str)),
+    kind("lhs dates", NUMBERS.format("lhs", "datetime64[s]"), lhs=LHS.astype("datetime64[s]")),
+    value("rank 0", RANKS.format("()", "(3, 2, 4, 6)"), lhs=np.float32(1)),
+    value("rank 1", RANKS.format("(4,)", "(6,)"), lhs=LHS[0, 0, 0], rhs=RHS[0, 0, 0]),
+    value("ranks", RANKS.format("(1, 5, 4, 4)", "(2, 4, 6)"), rhs=RHS[0]),
+    kind("dtypes", DTYPES.format("float32", "float16"), rhs=RHS.astype(np.float16)),
+    kind("integer lhs", DTYPES.format("int32", "float32"), lhs=LHS.astype(np.int32)),
+    kind("bfloat16 lhs", DTYPES.format("bfloat16", "float32"), lhs=LHS.astype(jnp.bfloat16)),
+    value("no taps", "rhs must have spatial sizes of at least 1, got 0 in axis 0 of shape "
+          "(0, 2, 4, 6).", rhs=RHS[:0]),
+    value("no taps, pairs", "rhs must have spatial sizes of at least 1, got 0 in axis 1 of shape "
+          "(3, 0, 4, 6).", rhs=RHS[:, :0], padding=((1, 1), (1, 1))),
+    # One integer for each spatial axis.
+    *sequence("strides"),
+    kind("strides none", "strides must be a sequence of 2 integers, one for each spatial "
+         "dimension, got None.", strides=None),
+    value("strides zero", "strides must be positive integers, got (0, 1).", strides=(0, 1)),
+    negative("strides", "positive"),
+    *sequence("rhs_dilation"),
+    value("rhs_dilation zero", "rhs_dilation must be positive integers, got (0, 1).",
+          rhs_dilation=(0, 1)),
+    negative("rhs_dilation", "positive"),
+    *sequence("output_padding"),
+    negative("output_padding", "non-negative"),
+    *sequence("output_shape"),
+    negative("output_shape", "non-negative"),
+    # padding
+    kind("padding none", PADDING.format("None"), padding=None),
+    kind("padding number", PADDING.format("1"), padding=1),
+    kind("padding bytes", PADDING.format("b'SAME'"), padding=b"SAME"),
+    kind("padding numbers", PADDING.format("1 in (1, 1)"), padding=(1, 1)),
+    value("padding name", PADDING.format("'FULL'"), padding="FULL"),
+    value("padding empty name", PADDING.format("''"), padding=""),
+    value("padding short", PADDING.format("1: ((1, 1),)"), padding=((1, 1),)),
+    value("padding long", PADDING.format("3: [(1, 1), (1, 1), (1, 1)]"), padding=[(1, 1)] * 3),
+    value("padding single", PADDING.format("(1,) in ((1, 2), (1,))"), padding=((1, 2), (1,))),
+    value("padding triple", PADDING.format("[1, 2, 3] in [[1, 2, 3], [1, 2]]"),
+          padding=[[1, 2, 3], [1, 2]]),
+    kind("padding float", "padding must hold integers, got 1.0 of type float in "
+         "((1, 1), (1.0, 1)).", padding=((1, 1), (1.0, 1))),
+    kind("padding none within", "padding must hold integers, got None of type NoneType in "
+         "((1, 1), (1, None)).", padding=((1, 1), (1, None))),
+    value("padding names", PADDING.replace(", got", " (names only with "
+          "use_consistent_padding=True), got").format("'SAME' in ('SAME', 'VALID')"),
+          padding=("SAME", "VALID")),
+    value("padding name within", PADDING.replace("integers,", "integers or such names,").format(
+          "'FULL' in ('SAME', 'FULL')"), padding=("SAME", "FULL"), use_consistent_padding=True),
+    value("padding negative", REMOVES.format("(-5, -5)", 0, 9, 5), padding=((-5, -5), (0, 0))),
+    value("padding consistent", REMOVES.format("(-6, -2)", 1, 7, 4), padding=((0, 0), (7, 3)),
+          use_consistent_padding=True),
+    value("padding of nothing", REMOVES.format("(-1, 0)", 0, 0, 0), lhs=LHS[:, :0],
+          padding=((-1, 0), (0, 0))),
+    traced("padding", "int32[]", lambda t: {"padding": ((1, 1), (1, t))}),
+    traced("padding", "int32[2]", lambda t: {"padding": ((1, 1), jnp.stack([t, t]))}),
+    traced("padding", "int32[2,2]", lambda t: {"padding": jnp.full((2, 2), t)}),
+    # dimension_numbers
+    kind("layout string", LAYOUT.format("'NHWC'"), dimension_numbers="NHWC"),
+    kind("layout number", LAYOUT.format("5"), dimension_numbers=5),
+    value("layout short", LAYOUT.format("2: ('NHWC', 'HWIO')"), dimension_numbers=("NHWC", "HWIO")),
+    kind("layout mixed", LAYOUT.format(f"'NHWC' in ('NHWC', {PLAIN[1]}, 'NHWC')"),
+         dimension_numbers=("NHWC", PLAIN[1], "NHWC")),
+    kind("layout none", LAYOUT.format("None in (None, None, None)"), dimension_numbers=[None] * 3),
+    value("layout rank", LETTERS.format("NWC", "('NWC', 'WIO', 'NWC')"),
+          dimension_numbers=("NWC", "WIO", "NWC")),
+    value("layout twice", LETTERS.format("HHIO", "('NHWC', 'HHIO', 'NHWC')"),
+          dimension_numbers=("NHWC", "HHIO", "NHWC")),
+    value("layout without I", LETTERS.format("HWCO", "('NHWC', 'HWCO', 'NHWC')"),
+          dimension_numbers=("NHWC", "HWCO", "NHWC")),
+    value("layout without C", LETTERS.format("NHWO", "('NHWC', 'HWIO', 'NHWO')"),
+          dimension_numbers=["NHWC", "HWIO", "NHWO"]),
+    value("layout spatial out", SPATIAL.format("('NHWC', 'HWIO', 'NHXC')"),
+          dimension_numbers=("NHWC", "HWIO", "NHXC")),
+    value("layout spatial lhs", SPATIAL.format("('NHXC', 'HWIO', 'NHWC')"),
+          dimension_numbers=("NHXC", "HWIO", "NHWC")),
+    value("axis twice", AXES.format((0, 3, 1, 1), ((0, 3, 1, 1), *PLAIN[1:])),
+          dimension_numbers=CDN((0, 3, 1, 1), *PLAIN[1:])),
+    value("axis negative", AXES.format((0, -1, 1, 2), (*PLAIN[:2], (0, -1, 1, 2))),
+          dimension_numbers=CDN(*PLAIN[:2], (0, -1, 1, 2))),
+    value("axes few", AXES.format((3, 2, 0), (PLAIN[0], (3, 2, 0), PLAIN[2])),
+          dimension_numbers=(PLAIN[0], (3, 2, 0), PLAIN[2])),
+    kind("axis float", "dimension_numbers must hold integers, got 0.0 of type float in "
+         f"{((0.0, 3.0, 1.0, 2.0), *PLAIN[1:])}.",
+         dimension_numbers=((0.0, 3.0, 1.0, 2.0), *PLAIN[1:])),
+    traced("dimension_numbers", "int32[]",
+           lambda t: {"dimension_numbers": ((0, 3, 1, t), *PLAIN[1:])}),
+    traced("dimension_numbers", "int32[3,4]",
+           lambda t: {"dimension_numbers": jnp.asarray(PLAIN, jnp.int32) * t}),
+    # Channels and groups.
+    kind("groups float", GROUPS.format("2.0"), feature_group_count=2.0),
+    kind("groups none", GROUPS.format("None"), feature_group_count=None),
+    value("groups zero", GROUPS.format("0"), feature_group_count=0),
+    value("groups negative", GROUPS.format("-2"), feature_group_count=-2),
+    traced("feature_group_count", "int32[]", lambda t: {"feature_group_count": t}),
+    value("groups of lhs", "feature_group_count must divide the channels of lhs, got "
+          "feature_group_count=3 and 4 channels in axis 3 of lhs (1, 5, 4, 4).",
+          feature_group_count=3),
+    value("groups of lhs, kernel", "feature_group_count must divide the channels of lhs, got "
+          "feature_group_count=3 and 4 channels in axis 3 of lhs (1, 5, 4, 4).",
+          rhs=FORWARD, feature_group_count=3, transpose_kernel=True),
+    value("groups of rhs", "feature_group_count must divide the output channels of rhs, got "
+          "feature_group_count=4 and 6 channels in axis 3 of rhs (3, 2, 1, 6).",
+          rhs=RHS[:, :, :1], feature_group_count=4),
+    value("channels", CHANNELS.format("4 in", "4 channels", 3, 2, "(3, 2, 3, 6)", 4, 3, ""),
+          rhs=RHS[:, :, :3]),
+    value("channels swapped", CHANNELS.format("4 in", "4 channels", 6, 2, "(3, 2, 6, 4)", 4, 3,
+          " Did you mean transpose_kernel=True?"), rhs=FORWARD),
+    value("channels, kernel", CHANNELS.format("4 out", "4 channels", 3, 3, "(3, 2, 6, 3)", 4, 3,
+          ""), rhs=FORWARD[..., :3], transpose_kernel=True),
+    value("channels not swapped", CHANNELS.format("4 out", "4 channels", 6, 3, "(3, 2, 4, 6)", 4,
+          3, " Did you mean transpose_kernel=False?"), transpose_kernel=True),
+    value("channels of groups", CHANNELS.format("2 in", "4 channels / 2 groups", 4, 2,
+          "(3, 2, 4, 6)", 4, 3, ""), feature_group_count=2),
+    value("channels of groups swapped", CHANNELS.format("2 in", "4 channels / 2 groups", 3, 2,
+          "(3, 2, 3, 4)", 4, 3, " Did you mean transpose_kernel=True?"),
+          rhs=FORWARD[:, :, :3], feature_group_count=2),
+    value("channels of groups not swapped", CHANNELS.format("4 out", "4 channels", 6, 3,
+          "(3, 2, 2, 6)", 4, 3, " Did you mean transpose_kernel=False?"),
+          rhs=RHS[:, :, :2], feature_group_count=2, transpose_kernel=True),
+    value("channels of a layout", CHANNELS.format("5 in", "5 channels", 2, 1, "(3, 2, 4, 6)", 5, 1,
+          ""), dimension_numbers=("NCHW", "OIHW", "NCHW")),
+    # Yes or no.
+    *(
+        row
+        for name in ("transpose_kernel", "use_consistent_padding")
+        for row in (
+            kind(f"{name} array", f"{name} must be True or False, got array([ True, False]).",
+                 **{name: np.array([True, False])}),
+            traced(name, "int32[]", lambda t, name=name: {name: t}),
+        )
+    ),
+    # precision and preferred_element_type
+    value("precision name", ACCEPTED.format("precision", "'best'"), precision="best"),
+    value("precision number", ACCEPTED.format("precision", "3"), precision=3),
+    value("precision single", ACCEPTED.format("precision", "('high',)"), precision=["high"]),
+    traced("precision", "int32[]", lambda t: {"precision": t}),
+    kind("preferred narrow", ACCEPTED.format("preferred_element_type", "'float16'"),
+         preferred_element_type="float16"),
+    kind("preferred integer", ACCEPTED.format("preferred_element_type", "dtype('int32')"),
+         preferred_element_type=np.dtype("int32")),
+    kind("preferred unknown", ACCEPTED.format("preferred_element_type", "'float33'"),
+         preferred_element_type="float33"),
+    kind("preferred list", ACCEPTED.format("preferred_element_type", "[1]"),
+         preferred_element_type=[1]),
+    traced("preferred_element_type", "int32[]", lambda t: {"preferred_element_type": t}),
+    # The output's size.
+    value("output_padding of stride", OUTPUT_PADDING.format(2, 2, 1, (1, 2)),
+          output_padding=(1, 2)),
+    value("output_padding of dilation", OUTPUT_PADDING.format(3, 3, 0, (3, 1)),
+          output_padding=(3, 1), rhs_dilation=(3, 1)),
+    value("output_padding of one", OUTPUT_PADDING.format(1, 1, 1, (0, 1)), output_padding=(0, 1),
+          strides=(2, 1)),
+    value("output_shape large", OUTPUT_SHAPE.format(9, 1, (10, 9), "SAME", 2, 4, "7 to 8"),
+          output_shape=(10, 9)),
+    value("output_shape small", OUTPUT_SHAPE.format(8, 0, (8, 8), "SAME", 3, 5, "9 to 10"),
+          output_shape=(8, 8)),
+    value("output_shape valid", OUTPUT_SHAPE.format(13, 0, (13, 8), "VALID", 3, 5, "11 to 12"),
+          output_shape=(13, 8), padding="VALID"),
+    value("output_shape valid small", OUTPUT_SHAPE.format(7, 1, (12, 7), "VALID", 2, 4, "8 to 9"),
+          output_shape=(12, 7), padding="VALID"),
+    value("output_shape lower", OUTPUT_SHAPE.format(11, 0, (11, 8), "SAME_LOWER", 3, 5, "9 to 10"),
+          output_shape=(11, 8), padding="same_lower"),
+    value("output_shape pairs", OUTPUT_SHAPE.format(11, 0, (11, 8), (1, 1), 3, 5, "9 to 10"),
+          output_shape=(11, 8), padding=((1, 1), (0, 1)), use_consistent_padding=True),
+    value("output_shape none", OUTPUT_SHAPE.format(1, 0, (1, 8), (30, 1), 3, 5, "none"),
+          output_shape=(1, 8), padding=((30, 1), (1, 1)), use_consistent_padding=True),
+    value("output_shape and output_padding", "output_padding and output_shape must not be given "
+          "together, got (0, 0) and (10, 8); output_shape alone says the size.",
+          output_shape=(10, 8), output_padding=(0, 0)),
+    value("output_shape of other pairs", "output_shape needs padding 'SAME' or 'VALID', or pairs "
+          "with use_consistent_padding=True (the padding of the forward convolution), got "
+          "padding=((1, 1), (0, 1)) with use_consistent_padding=False.",
+          output_shape=(10, 8), padding=((1, 1), (0, 1))),
+    # implementation
+    value("implementation name", IMPLEMENTATION.format("'fast'"), implementation="fast"),
+    value("implementation none", IMPLEMENTATION.format("None"), implementation=None),
+    value("implementation array", IMPLEMENTATION.format("array(['a', 'b'], dtype='<U1')"),
+          implementation=np.array(["a", "b"])),
+    traced("implementation", "int32[]", lambda t: {"implementation": t}),
+]  # fmt: skip
+
+
+def outcome(row, arguments):
+    """None if a call is rejected as the row says, else what happened."""
+    try:
+        conv_transpose(**{**GOOD, **arguments})
+    except Exception as e:
+        if type(e) is not row.error:
+            return f"{row.name}: {type(e).__name__}({e}) is no {row.error.__name__}"
+        message, jax_says = str(e), row.message.endswith("...")
+        if (jax_says and message.startswith(row.message[:-3])) or message == row.message:
+            return None
+        return f"{row.name}:\n{message}\nis not\n{row.message}"
+    return f"{row.name}: accepted"
+
+
+def failure(row):
+    """The same, with arrays as they are and as tracers."""
+
+    def while_tracing(integer, arrays):
+        given = row.arguments(integer) if callable(row.arguments) else row.arguments
+        found.append(outcome(row, {**arrays, **given}))
+
+    found = []
+    given = {} if callable(row.arguments) else row.arguments
+    arrays = {k: v for k, v in {**GOOD, **given}.items() if k in ("lhs", "rhs") and traceable(v)}
+    jax.eval_shape(functools.partial(while_tracing, arrays=GOOD), np.int32(1))
+    if not callable(row.arguments):
+        found.append(outcome(row, given))
+        rest = {k: v for k, v in given.items() if k not in arrays}
+        jax.eval_shape(lambda arrays: found.append(outcome(row, {**arrays, **rest})), arrays)
+    return next((x for x in found if x), None)
+
+
+def traceable(x):
+    return isinstance(x, jax.Array) or (isinstance(x, np.ndarray) and x.dtype.kind not in "OUM")
+
+
+class ErrorsTest(parameterized.TestCase):
+    @parameterized.named_parameters((row.name, row) for row in TABLE)
+    def test_rejected(self, row):
+        self.assertIsNone(failure(row))
+        # It names an argument, says what was expected, and what was got instead.
+        self.assertRegex(row.message, r"^(\w+ and )?\w+ (must|needs) .*, got ")
+        names = row.arguments(0) if callable(row.arguments) else row.arguments
+        self.assertTrue({"lhs", "rhs", *names} & set(row.message.replace(",", "").split()))
+
+    def test_without_assertions(self):
+        # `python -O` strips assert statements: nothing may hang on one.
+        done = subprocess.run(
+            [sys.executable, "-O", "-m", "tests.test_errors", "table"],
+            cwd=pathlib.Path(__file__).parent.parent,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        self.assertEqual(
+            (done.returncode, done.stdout), (0, f"{len(TABLE)} of {len(TABLE)}\n"), done.stderr
+        )
+
+    def test_no_assert_statements(self):
+        for path in pathlib.Path(jaxconvt.__file__).parent.glob("*.py"):
+            tree = ast.parse(path.read_text())
+            self.assertFalse([x for x in ast.walk(tree) if isinstance(x, ast.Assert)], path.name)
+
+    def test_dtypes_as_jax_sees_them(self):
+        lhs, rhs = LHS.astype(np.float64), RHS
+        self.assertEqual(conv_transpose(lhs, rhs, (2, 2), "SAME").dtype, np.float32)
+        with util.x64(), self.assertRaisesRegex(TypeError, "lhs of float64 and rhs of float32"):
+            conv_transpose(lhs, rhs, (2, 2), "SAME")
+
+    def test_preferred_element_type_with_x64(self):
+        # What was accepted without x64, where float64 is float32, is narrower with it.
+        lhs, rhs = LHS.astype(np.float64), RHS.astype(np.float64)
+        call = dict(strides=(2, 2), padding="SAME", preferred_element_type="float32")
+        self.assertEqual(conv_transpose(lhs, rhs, **call).dtype, np.float32)
+        with util.x64(), self.assertRaisesRegex(TypeError, "preferred_element_type must be one"):
+            conv_transpose(lhs, rhs, **call)
+
+    def test_error_is_not_cached(self):
+        for _ in range(2):
+            with self.assertRaisesRegex(ValueError, "strides must be positive"):
+                conv_transpose(LHS, RHS, (0, 1), "SAME")
+            with self.assertRaisesRegex(TypeError, "got 0.0 of type float"):
+                conv_transpose(LHS, RHS, (2, 2), "SAME", None, ((0.0, 3, 1, 2), *PLAIN[1:]))
+            conv_transpose(LHS, RHS, (2, 2), "SAME", None, PLAIN)
+
+    def test_symbolic_sizes(self):
+        def shape(text):
+            return jax.ShapeDtypeStruct(export.symbolic_shape(text), np.float32)
+
+        def call(lhs, rhs, **kwargs):
+            jax.eval_shape(
+                lambda *pair: conv_transpose(*pair, (2, 2), **{"padding": "SAME", **kwargs}),
+                shape(lhs),
+                shape(rhs),
+            )
+
+        with self.assertRaisesRegex(ValueError, "rhs must have static spatial sizes"):
+            call("1, 5, 4, 4", "k, 2, 4, 6")
+        with self.assertRaisesRegex(ValueError, "output_shape needs lhs with static spatial sizes"):
+            call("1, h, 4, 4", "3, 2, 4, 6", output_shape=(10, 8))
+
+    def test_out_sharding(self):
+        if "out_sharding" in inspect.signature(lax.conv_general_dilated).parameters:
+            with self.assertRaisesRegex(TypeError, "out_sharding.* 5"):
+                conv_transpose(LHS, RHS, (2, 2), "SAME", out_sharding=5)
+        else:
+            wanted = f"out_sharding must be None on JAX {jax.__version__}, .*, got 5"
+            with self.assertRaisesRegex(ValueError, wanted):
+                conv_transpose(LHS, RHS, (2, 2), "SAME", out_sharding=5)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["table"]:
+        failures = [x for x in map(failure, TABLE) if x]
+        print(*failures, f"{len(TABLE) - len(failures)} of {len(TABLE)}", sep="\n")
+        sys.exit(bool(failures) or __debug__)
+    absltest.main()

@@ -1,0 +1,275 @@
+"""Every implementation against its definition in NumPy, and the convolution it transposes."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+from jax import lax
+from jax.test_util import check_grads
+
+from jaxconvt import conv_transpose
+from tests import cases, oracle, util
+from tests.cases import case
+
+
+def small_integers(seed, shape):
+    """Floats whose products and sums are exact, in any order."""
+    return np.rint(2 * util.random(seed, shape))
+
+
+def forward_pads(padding, size, e, s):
+    """What a forward convolution pads an axis of this size with."""
+    if not isinstance(padding, str):
+        return padding
+    if padding == "VALID":
+        return 0, 0
+    total = max((-(-size // s) - 1) * s + e - size, 0)
+    return (total // 2, total - total // 2)[:: 1 if padding == "SAME" else -1]
+
+
+class OracleTest(parameterized.TestCase):
+    def assert_case(self, c, lhs, rhs, value, gradients=()):
+        """A result, and cotangents of `util.cotangent`, are the oracle's but for rounding."""
+        n = util.terms(c)
+        lhs, rhs = oracle.exact(lhs), oracle.exact(rhs)
+        want, scale = (
+            oracle.conv_transpose(f(lhs), f(rhs), **c.kwargs) for f in (np.array, np.abs)
+        )
+        util.assert_close(value, want, scale, n, f"{c.name}, value")
+        if gradients:
+            u = oracle.exact(util.cotangent(want.shape, value.dtype))
+            want = oracle.vjp(lhs, rhs, u, **c.kwargs)
+            scale = oracle.vjp(*map(np.abs, (lhs, rhs, u)), **c.kwargs)
+            for part, got, *bounds in zip(("lhs", "rhs"), gradients, want, scale, strict=True):
+                util.assert_close(got, *bounds, n, f"{c.name}, {part}")
+
+    def assert_cases(self, implementation, group):
+        data = [util.operands(c) for c in group]
+        f = functools.partial(conv_transpose, implementation=implementation)
+
+        @jax.jit
+        def run(data):
+            return [
+                util.value_and_gradients(f, c, *pair) for c, pair in zip(group, data, strict=True)
+            ]
+
+        for c, pair, (value, *gradients) in zip(group, data, run(data), strict=True):
+            self.assert_case(c, *pair, value, gradients)
+
+    @parameterized.product(implementation=util.IMPLEMENTATIONS, group=tuple(cases.ALL))
+    def test_value_and_gradients(self, implementation, group):
+        self.assert_cases(implementation, cases.ALL[group])
+
+    @parameterized.product(implementation=util.IMPLEMENTATIONS)
+    def test_groups_without_spatial_axes(self, implementation):
+        c = case("", (5, 6), (2, 9), (), (), feature_group_count=3)
+        lhs, rhs = util.operands(c)
+        by_hand = lax.conv_general_dilated(
+            lhs, rhs, (), (), dimension_numbers=("NC", "IO", "NC"), feature_group_count=3
+        )
+        want = oracle.conv_transpose(lhs, rhs, **c.kwargs)
+        if implementation == "dilated" and not np.allclose(by_hand, want, atol=1e-3):
+            self.skipTest(f"XLA of JAX {jax.__version__} itself mixes up these groups")
+        self.assert_cases(implementation, [c])
+
+    @parameterized.product(implementation=util.IMPLEMENTATIONS, strides=((1,), (2,), (3,), (4,)))
+    def test_axis(self, implementation, strides):
+        # Every way the taps, their dilation and the phases of the output can meet.
+        group = [
+            case(f"{k=} {d=} {padding}", (1, 3, 1), (k, 1, 2), strides, padding, rhs_dilation=(d,))
+            for k, d, padding in itertools.product(
+                (1, 2, 3, 4, 5), (1, 2, 3), ("SAME", "VALID", ((0, 1),), ((-1, 3),))
+            )
+        ]
+        self.assert_cases(implementation, [c for c in group if c.kwargs["padding"] != ((-1, 3),)
+                                           or c.kwargs["rhs_dilation"] != (1,)])  # fmt: skip
+
+    @parameterized.product(implementation=util.IMPLEMENTATIONS, dtype=util.DTYPES)
+    def test_dtype(self, implementation, dtype):
+        with util.for_dtype(dtype):
+            f = functools.partial(conv_transpose, implementation=implementation)
+            for c in (
+                case("plain", (1, 4, 3, 2), (3, 2, 2, 3), (2, 3), "SAME"),
+                case("kernel", (1, 4, 3, 2), (3, 4, 1, 2), (2, 1), "VALID", transpose_kernel=True,
+                     feature_group_count=2, output_padding=(1, 0)),
+            ):  # fmt: skip
+                lhs, rhs = util.operands(c, dtype)
+                gradients = ()
+                if jnp.issubdtype(dtype, jnp.inexact):
+                    value, *gradients = jax.jit(functools.partial(util.value_and_gradients, f, c))(
+                        lhs, rhs
+                    )
+                else:
+                    value = f(lhs, rhs, **c.kwargs)
+                self.assertEqual(value.dtype, dtype)
+                for x in gradients:
+                    self.assertEqual(x.dtype, dtype)
+                self.assert_case(c, lhs, rhs, value, gradients)
+
+    @parameterized.product(
+        implementation=util.IMPLEMENTATIONS,
+        dtypes=(
+            ("bfloat16", "float32"),
+            ("float16", "float32"),
+            ("float8_e4m3fn", "bfloat16"),
+            ("int8", "int32"),
+            ("uint8", "uint32"),
+            ("int16", "float32"),
+            ("float32", "float64"),
+        ),
+    )
+    def test_preferred_element_type(self, implementation, dtypes):
+        dtype, preferred = dtypes
+        with util.for_dtype(preferred):
+            c = case("", (1, 4, 3, 2), (3, 2, 2, 3), (2, 3), "SAME")
+            lhs, rhs = util.operands(c, dtype)
+            got = conv_transpose(
+                lhs, rhs, **c.kwargs, preferred_element_type=preferred,
+                implementation=implementation,
+            )  # fmt: skip
+            self.assertEqual(got.dtype, preferred)
+            self.assert_case(c, lhs, rhs, got)
+
+    @parameterized.product(
+        implementation=util.IMPLEMENTATIONS,
+        precision=("highest", lax.Precision.HIGHEST, ("float32", "highest"), ["highest"] * 2),
+    )
+    def test_precision(self, implementation, precision):
+        c = case("", (1, 4, 3, 2), (3, 2, 2, 3), (2, 3), "SAME")
+        lhs, rhs = util.operands(c)
+        f = functools.partial(
+            conv_transpose, **c.kwargs, precision=precision, implementation=implementation
+        )
+        self.assert_case(c, lhs, rhs, f(lhs, rhs))
+        asked = [
+            e.params["precision"] for e in util.equations(f, lhs, rhs) if "precision" in e.params
+        ]
+        self.assertEqual(asked, [(lax.Precision.HIGHEST,) * 2] * len(asked))
+        self.assertNotEmpty(asked)
+
+    @parameterized.product(
+        implementation=util.IMPLEMENTATIONS, weak=((True, True), (True, False), (False, True))
+    )
+    def test_weak_type(self, implementation, weak):
+        pair = [
+            lax.broadcast(jnp.asarray(1.5), shape) if w else jnp.full(shape, 1.5, jnp.float32)
+            for shape, w in zip(((1, 3, 3, 2), (3, 2, 2, 2)), weak, strict=True)
+        ]
+        f = functools.partial(
+            conv_transpose, strides=(2, 2), padding="SAME", implementation=implementation
+        )
+        self.assertEqual(jax.eval_shape(f, *pair).weak_type, all(weak))
+
+    @parameterized.product(
+        implementation=util.IMPLEMENTATIONS, bad=(np.nan, np.inf), operand=("lhs", "rhs")
+    )
+    def test_footprint(self, implementation, bad, operand):
+        # What is not finite spreads no further than in jax.lax, which may multiply it by the
+        # zeros between the elements of lhs.
+        for c in (
+            case("3 by 2", (1, 4, 3, 1), (3, 3, 1, 2), (2, 2), "SAME"),
+            case("5 by 3", (1, 4, 3, 1), (5, 4, 1, 2), (3, 2), "VALID"),
+            case("dilated", (1, 4, 1), (3, 1, 1), (2,), [(3, 2)], rhs_dilation=(2,)),
+        ):
+            lhs, rhs = util.operands(c)
+            at = tuple(size // 2 for size in (lhs if operand == "lhs" else rhs).shape)
+            (lhs if operand == "lhs" else rhs)[at] = bad
+            got = np.asarray(conv_transpose(lhs, rhs, **c.kwargs, implementation=implementation))
+            most = ~np.isfinite(np.asarray(lax.conv_transpose(lhs, rhs, **c.kwargs)))
+            want = oracle.conv_transpose(lhs, rhs, **c.kwargs)
+            self.assertTrue(np.all(np.isfinite(want) | ~np.isfinite(got)), c.name)
+            self.assertTrue(np.all(np.isfinite(got) | most), c.name)
+            np.testing.assert_allclose(
+                got[np.isfinite(got)], want[np.isfinite(got)], rtol=1e-5, atol=1e-5
+            )
+
+
+class GradientTest(parameterized.TestCase):
+    """Given the forward kernel and `transpose_kernel=True`, it is the forward pass's gradient."""
+
+    @parameterized.product(
+        implementation=util.IMPLEMENTATIONS,
+        padding=("SAME", "VALID", "SAME_LOWER", ((1, 2),), ((2, 0),)),
+    )
+    def test_identity(self, implementation, padding):
+        def both(size, k, s, d, groups, lhs, rhs):
+            """The cotangent of a forward convolution's input, by autodiff and by ours."""
+            e = (k - 1) * d + 1
+            name = padding if isinstance(padding, str) else padding[0]
+            pads = [forward_pads(name, size, e, s)]
+            forward = functools.partial(
+                lax.conv_general_dilated, window_strides=(s,), padding=pads, rhs_dilation=(d,),
+                dimension_numbers=("NWC", "WIO", "NWC"), feature_group_count=groups,
+            )  # fmt: skip
+            x = jnp.zeros((1, size, rhs.shape[1] * groups))
+            (want,) = jax.vjp(lambda x: forward(x, rhs), x)[1](lhs)
+            got = conv_transpose(
+                lhs, rhs, (s,), padding, (d,), transpose_kernel=True, feature_group_count=groups,
+                output_shape=(size,), use_consistent_padding=not isinstance(padding, str),
+                implementation=implementation,
+            )  # fmt: skip
+            return got, want
+
+        settings = [
+            (size, k, s, d, groups)
+            for (k, s, d), groups in zip(
+                ((3, 2, 1), (2, 3, 1), (4, 2, 1), (3, 1, 2), (5, 3, 1), (3, 2, 2)),
+                itertools.cycle((1, 2)),
+            )
+            for size in (5, 6, 7, 8)
+        ]
+        data = []
+        for size, k, s, d, groups in settings:
+            pads = forward_pads(
+                padding if isinstance(padding, str) else padding[0], size, (k - 1) * d + 1, s
+            )
+            i = (size + sum(pads) - (k - 1) * d - 1) // s + 1
+            lhs = small_integers(f"lhs{size}", (1, i, 2 * groups))
+            data.append((lhs, small_integers(f"rhs{k}", (k, 3, 2 * groups))))
+        results = jax.jit(
+            lambda data: [both(*s, *pair) for s, pair in zip(settings, data, strict=True)]
+        )(data)
+        for setting, (got, want) in zip(settings, results, strict=True):
+            np.testing.assert_array_equal(got, want, str(setting))
+
+    @parameterized.product(
+        implementation=util.IMPLEMENTATIONS, padding=("SAME", "VALID"), groups=(1, 2, 4)
+    )
+    def test_identity_in_2d(self, implementation, padding, groups):
+        layout = ("NCHW", "OIHW", "NCHW")
+        x = jnp.zeros((2, 4, 8, 7))
+        rhs = small_integers("rhs", (8, 4 // groups, 3, 4))
+        forward = functools.partial(
+            lax.conv_general_dilated, window_strides=(2, 3), padding=padding, rhs_dilation=(2, 1),
+            dimension_numbers=layout, feature_group_count=groups,
+        )  # fmt: skip
+        out, transpose = jax.vjp(lambda x: forward(x, rhs), x)
+        lhs = small_integers("lhs", out.shape)
+        got = conv_transpose(
+            lhs, rhs, (2, 3), padding, (2, 1), layout, True, feature_group_count=groups,
+            output_shape=(8, 7), implementation=implementation,
+        )  # fmt: skip
+        np.testing.assert_array_equal(got, transpose(lhs)[0])
+
+    @parameterized.product(
+        implementation=util.IMPLEMENTATIONS,
+        c=(
+            case("1d", (1, 3, 2), (3, 2, 1), (2,), "SAME"),
+            case("kernel", (1, 3, 2), (2, 1, 2), (3,), "VALID", transpose_kernel=True,
+                 feature_group_count=2),
+            case("2d", (1, 2, 3, 1), (3, 2, 1, 2), (2, 1), [(1, 0), (-1, 2)], rhs_dilation=(1, 2)),
+        ),
+    )  # fmt: skip
+    def test_numerical(self, implementation, c):
+        with util.x64():
+            f = jax.jit(
+                functools.partial(conv_transpose, **c.kwargs, implementation=implementation)
+            )
+            check_grads(f, util.operands(c, "float64"), order=2, atol=1e-5, rtol=1e-5)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,178 @@
+"""What the tests share: operands, jax.lax's answer, and what it means for two arrays to agree."""
+
+import contextlib
+import functools
+import inspect
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+import jaxconvt
+from tests import oracle
+
+IMPLEMENTATIONS = jaxconvt.IMPLEMENTATIONS
+
+_LAX_PARAMETERS = inspect.signature(lax.conv_transpose).parameters
+
+FLOATS = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
+INTEGERS = ("int8", "int16", "int32", "uint8", "uint16", "uint32", "bool")
+WIDE = ("float64", "int64", "uint64", "complex128")
+DTYPES = (*FLOATS, *INTEGERS, "complex64", *WIDE)
+
+
+@contextlib.contextmanager
+def x64(enabled=True):
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", enabled)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", before)
+
+
+def for_dtype(dtype):
+    """The context in which JAX has this dtype."""
+    return x64() if dtype in WIDE else contextlib.nullcontext()
+
+
+def random(seed, shape, dtype="float32"):
+    """Normal numbers, or integers over the whole range; the same for the same seed."""
+    rng = np.random.default_rng(zlib.crc32(f"{seed}{shape}".encode()))
+    dtype = jnp.dtype(dtype)
+    if dtype.kind == "b":
+        return rng.integers(0, 2, shape).astype(bool)
+    if jnp.issubdtype(dtype, jnp.integer):
+        return (
+            np.frombuffer(rng.bytes(8 * int(np.prod(shape))), np.int64).astype(dtype).reshape(shape)
+        )
+    x = rng.standard_normal(shape)
+    if dtype.kind == "c":
+        x = x + 1j * rng.standard_normal(shape)
+    return x.astype(dtype)
+
+
+def operands(c, dtype="float32"):
+    return random(c.name + "lhs", c.lhs, dtype), random(c.name + "rhs", c.rhs, dtype)
+
+
+def reference(lhs, rhs, **kwargs):
+    """`jax.lax.conv_transpose`; where the installed one lacks an argument, written out."""
+    if "use_consistent_padding" in _LAX_PARAMETERS:
+        return lax.conv_transpose(lhs, rhs, **kwargs)
+    if kwargs.pop("use_consistent_padding", False):
+        n = lhs.ndim - 2
+        dn = kwargs.get("dimension_numbers") or oracle.channels_last(n)
+        dn = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dn)
+        padding, strides = kwargs["padding"], kwargs["strides"]
+        dilation = kwargs.get("rhs_dilation") or (1,) * n
+        pads = []
+        for j, axis in enumerate(dn.rhs_spec[2:]):
+            pad = padding if isinstance(padding, str) else padding[j]
+            e, s = (rhs.shape[axis] - 1) * dilation[j] + 1, strides[j]
+            if pad == "VALID":
+                pads.append((e - 1, max(e, s) - 1))
+            elif pad == "SAME":
+                lo = e - 1 if s > e - 1 else -(-(e + s - 2) // 2)
+                pads.append((lo, e + s - 2 - lo))
+            else:
+                pads.append((e - 1 - pad[0], e - 1 - pad[1]))
+        kwargs["padding"] = pads
+    return lax.conv_transpose(lhs, rhs, **kwargs)
+
+
+def cotangent(shape, dtype):
+    """Of no symmetry, and the same for every implementation."""
+    return np.cos(np.arange(np.prod(shape, dtype=int))).reshape(shape).astype(dtype)
+
+
+def value_and_gradients(f, c, lhs, rhs):
+    """The result of a case, and the cotangents of both operands."""
+    out, transpose = jax.vjp(functools.partial(f, **c.kwargs), lhs, rhs)
+    return out, *transpose(cotangent(out.shape, out.dtype))
+
+
+def aval(x):
+    return jnp.shape(x), jnp.result_type(x), getattr(x, "weak_type", False)
+
+
+def assert_bits(got, want, name=""):
+    """Both are the same array: shape, dtype, weak type and every bit."""
+    if aval(got) != aval(want):
+        raise AssertionError(f"{name}: {aval(got)} is not {aval(want)}")
+    if np.asarray(got).tobytes() != np.asarray(want).tobytes():
+        raise AssertionError(f"{name}: differs from\n{want}\nin\n{got}")
+
+
+def assert_close(got, want, scale, terms, name=""):
+    """`got` is `want`, an exact result of the oracle, but for the rounding of its dtype.
+
+    `scale` is the result for the absolute values of the operands, and `terms` bounds the
+    number of products in a sum; sums are in float32 at least, their errors independent.
+    """
+    got = np.asarray(got)
+    if got.shape != want.shape:
+        raise AssertionError(f"{name}: shape {got.shape} is not {want.shape}")
+    if got.dtype == bool:
+        if not np.array_equal(got, want != 0):
+            raise AssertionError(f"{name}: {got} is not {want != 0}")
+        return
+    if jnp.issubdtype(got.dtype, jnp.integer):
+        if not np.array_equal(got, want.astype(got.dtype)):
+            raise AssertionError(f"{name}: {got} is not {want.astype(got.dtype)}")
+        return
+    eps = float(jnp.finfo(got.dtype).eps)
+    bound = eps * np.abs(want) + min(eps, 2.0**-23) * 4 * (terms**0.5 + 1) * scale
+    bound += float(jnp.finfo(got.dtype).smallest_subnormal)
+    wide = got.astype(np.complex128 if got.dtype.kind == "c" else np.float64)
+    error = np.abs(wide - want)
+    if not np.all(error <= bound):
+        at = np.unravel_index(np.argmax(np.where(error <= bound, 0, error - bound)), error.shape)
+        raise AssertionError(
+            f"{name}: {np.sum(~(error <= bound))} of {error.size} differ, the most at {at}: "
+            f"{got[at]}, not {want[at]}, allowed {bound[at]:.3g}"
+        )
+
+
+def terms(c):
+    """A bound on the number of products in any sum of a case, gradients included."""
+    return int(np.prod(c.lhs) + np.prod(c.rhs))
+
+
+def equations(f, *args):
+    """The equations of a jaxpr, those inside a call in its place."""
+
+    def walk(jaxpr):
+        for equation in jaxpr.eqns:
+            params = jax.tree.leaves(
+                list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+            )
+            inner = [x for x in params if hasattr(x, "eqns")]
+            if not inner:
+                yield equation
+            for sub in inner:
+                yield from walk(sub)
+
+    return list(walk(jax.make_jaxpr(f)(*args)))
+
+
+def primitives(f, *args):
+    return [equation.primitive.name for equation in equations(f, *args)]
+
+
+def convolution(f, *args):
+    """The only convolution of a jaxpr: operand and result types and parameters, as text."""
+    (found,) = [
+        equation
+        for equation in equations(f, *args)
+        if equation.primitive.name == "conv_general_dilated"
+    ]
+    types = [str(x.aval) for x in (*found.invars, *found.outvars)]
+    params = {k: jax.tree.map(_plain_int, v) for k, v in found.params.items()}
+    return f"{types} {sorted(params.items())}"
+
+
+def _plain_int(x):  # jax 0.5 keeps a NumPy integer where it was given one
+    return int(x) if isinstance(x, np.integer) else x
