@@ -130,13 +130,11 @@ def conv_transpose(
         None if output_padding is None else ints("output_padding", output_padding, n, least=0),
         None if output_shape is None else ints("output_shape", output_shape, n, least=0),
     )
+    if isinstance(precision, list):
+        precision = tuple(precision)
     if precision is not None or preferred_element_type is not None:
         _spec.check_numerics(lhs.dtype, precision, preferred_element_type)
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"implementation must be one of {', '.join(map(repr, IMPLEMENTATIONS))}, "
-            f"got {implementation!r}."
-        )
+    _spec.choice("implementation", implementation, IMPLEMENTATIONS)
     if out_sharding is None:
         return _dilated.conv(lhs, rhs, spec, precision, preferred_element_type)
     if not _HAS_OUT_SHARDING:

@@ -47,7 +47,8 @@ def _is_number(dtype: Any) -> bool:
 
 def array(name: str, value: Any) -> Array:
     """`value` as an array that JAX accepts, or an error that says what it is instead."""
-    if not isinstance(value, (jax.Array, np.ndarray, np.generic)):
+    # Tracers first: asking whether they are a jax.Array takes seven times as long.
+    if not isinstance(value, (jax.core.Tracer, jax.Array, np.ndarray, np.generic)):
         if not hasattr(value, "__jax_array__"):
             raise TypeError(
                 f"{name} must be a JAX or NumPy array, got {_show(value)} of type "
@@ -85,17 +86,18 @@ def check_numerics(dtype: Any, precision: Any, preferred_element_type: Any) -> N
             except TypeError:  # also what an unhashable value (a list) raises
                 _try_numerics.__wrapped__(dtype, name, value, None)
         except (TypeError, ValueError, AttributeError, KeyError) as e:
+            _untraced(name, value)
             kind = TypeError if isinstance(e, TypeError) else ValueError
             raise kind(
                 f"{name} must be one that lax.conv_general_dilated accepts for operands of "
-                f"{dtype}, got {_show(value)}: {e}"
+                f"{dtype}, got {_show(value)}: {' '.join(str(e).split())}"
             ) from None
 
 
 @lru_cache(maxsize=256)
 def _try_numerics(dtype: Any, name: str, value: Any, x64: Any) -> None:
     """JAX itself is asked, on a 1x1 product, so that the answer is the installed one's."""
-    one = jax.ShapeDtypeStruct((1, 1), dtype)
+    one = jax.ShapeDtypeStruct((1, 1), jax.dtypes.canonicalize_dtype(dtype))
     jax.eval_shape(
         lambda lhs, rhs: lax.conv_general_dilated(lhs, rhs, (), (), **{name: value}), one, one
     )
@@ -121,6 +123,8 @@ def _untraced(name: str, value: Any) -> None:
 
 
 def _integer(name: str, value: Any, whole: Any) -> int:
+    if type(value) is int:  # nearly always; what follows takes ten times as long
+        return value
     _untraced(name, value)
     try:
         return operator.index(value)
@@ -131,14 +135,17 @@ def _integer(name: str, value: Any, whole: Any) -> int:
         ) from None
 
 
-def _items(name: str, value: Any, expected: str) -> tuple[Any, ...]:
-    _untraced(name, value)
-    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
-        raise TypeError(f"{name} must be {expected}, got {_show(value)}.")
-    try:
+def _items(name: str, value: Any, expected: str, whole: Any = None) -> tuple[Any, ...]:
+    if type(value) is tuple or type(value) is list:
         return tuple(value)
+    _untraced(name, value)
+    try:
+        if isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
+            return tuple(value)
     except TypeError:  # a 0-d array
-        raise TypeError(f"{name} must be {expected}, got {_show(value)}.") from None
+        pass
+    within = "" if whole is None else f" in {_show(whole)}"
+    raise TypeError(f"{name} must be {expected}, got {_show(value)}{within}.")
 
 
 def integers(name: str, value: Any, n: int, least: int) -> Ints:
@@ -164,18 +171,37 @@ def flag(name: str, value: Any) -> bool:
 
 
 def group_count(value: Any) -> int:
-    result = _integer("feature_group_count", value, value)
+    expected = "feature_group_count must be a positive integer"
+    try:
+        result = operator.index(value)
+    except TypeError:
+        _untraced("feature_group_count", value)
+        raise TypeError(f"{expected}, got {_show(value)}.") from None
     if result < 1:
-        raise ValueError(f"feature_group_count must be a positive integer, got {result}.")
+        raise ValueError(f"{expected}, got {result}.")
     return result
+
+
+def choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raises TypeError or ValueError unless `value` is one of `choices`."""
+    if not isinstance(value, str) or value not in choices:
+        _untraced(name, value)
+        raise ValueError(
+            f"{name} must be one of {', '.join(map(repr, choices))}, got {_show(value)}."
+        )
+
+
+@lru_cache
+def _padding(n: int, names: bool) -> str:
+    return (
+        f"{', '.join(map(repr, _NAMES))}, or a sequence of {n} (low, high) pairs of integers"
+        f"{' or such names' if names else ''}, one for each spatial dimension"
+    )
 
 
 def paddings(value: Any, n: int, names: bool) -> str | tuple[Padding, ...]:
     """`padding` as one string as written, or `n` pairs (with `names`, or known names)."""
-    expected = (
-        f"{', '.join(map(repr, _NAMES))}, or a sequence of {n} (low, high) pairs of "
-        "integers, one for each spatial dimension"
-    )
+    expected = _padding(n, names)
     if isinstance(value, str):
         if value.upper() not in _NAMES:
             raise ValueError(f"padding must be {expected}, got {_show(value)}.")
@@ -185,10 +211,15 @@ def paddings(value: Any, n: int, names: bool) -> str | tuple[Padding, ...]:
         raise ValueError(f"padding must be {expected}, got {len(items)}: {_show(value)}.")
     result: list[Padding] = []
     for item in items:
-        if names and isinstance(item, str) and item.upper() in _NAMES:
+        if isinstance(item, str):
+            if not names or item.upper() not in _NAMES:
+                hint = "" if names else " (names only with use_consistent_padding=True)"
+                raise ValueError(
+                    f"padding must be {expected}{hint}, got {_show(item)} in {_show(value)}."
+                )
             result.append(item.upper())
             continue
-        pair = _items("padding", item, expected)
+        pair = _items("padding", item, expected, value)
         if len(pair) != 2:
             raise ValueError(f"padding must be {expected}, got {_show(item)} in {_show(value)}.")
         result.append((_integer("padding", pair[0], value), _integer("padding", pair[1], value)))
@@ -202,15 +233,22 @@ def layout(dimension_numbers: Any, ndim: int) -> lax.ConvDimensionNumbers:
     """`dimension_numbers` as a `ConvDimensionNumbers` of tuples, checked."""
     if dimension_numbers is None:
         return _channels_last(ndim)
-    _untraced("dimension_numbers", dimension_numbers)
-    try:
-        return _layout(dimension_numbers, ndim)
-    except TypeError as e:
-        if "unhashable" not in str(e):
-            raise
-    frozen = tuple([s if isinstance(s, str) else _items("dimension_numbers", s, _LAYOUT)
-                    for s in _items("dimension_numbers", dimension_numbers, _LAYOUT)])  # fmt: skip
-    return _layout(frozen, ndim)
+    specs = _items("dimension_numbers", dimension_numbers, _LAYOUT)
+    if len(specs) != 3:
+        raise ValueError(f"dimension_numbers must be {_LAYOUT}, got {len(specs)}: {_show(specs)}.")
+    if all(isinstance(spec, str) for spec in specs):
+        return _named_layout(specs, ndim)
+    frozen = []  # not cached as given, for there 1.0 is 1
+    for spec in specs:
+        axes = _items("dimension_numbers", spec, _LAYOUT, specs)
+        axes = tuple([_integer("dimension_numbers", axis, specs) for axis in axes])
+        if sorted(axes) != list(range(ndim)):
+            raise ValueError(
+                f"dimension_numbers must hold each axis from 0 to {ndim - 1} once for "
+                f"operands of rank {ndim}, got {axes} in {_show(specs)}."
+            )
+        frozen.append(axes)
+    return lax.ConvDimensionNumbers(*frozen)
 
 
 _LAYOUT = (
@@ -228,36 +266,20 @@ def _channels_last(ndim: int) -> lax.ConvDimensionNumbers:
 
 
 @lru_cache(maxsize=256)
-def _layout(given: Any, ndim: int) -> lax.ConvDimensionNumbers:
-    shown = _show(tuple(given) if isinstance(given, tuple) else given)
-    specs = _items("dimension_numbers", given, _LAYOUT)
-    if len(specs) != 3:
-        raise ValueError(f"dimension_numbers must be {_LAYOUT}, got {len(specs)}: {shown}.")
-    if not all(isinstance(spec, str) for spec in specs):
-        frozen = []
-        for spec in specs:
-            axes = _items("dimension_numbers", spec, _LAYOUT)
-            axes = tuple([_integer("dimension_numbers", axis, given) for axis in axes])
-            if sorted(axes) != list(range(ndim)):
-                raise ValueError(
-                    f"dimension_numbers must hold each axis from 0 to {ndim - 1} once for "
-                    f"operands of rank {ndim}, got {axes} in {shown}."
-                )
-            frozen.append(axes)
-        return lax.ConvDimensionNumbers(*frozen)
+def _named_layout(specs: tuple[str, str, str], ndim: int) -> lax.ConvDimensionNumbers:
     for spec, a, b in zip(specs, "NON", "CIC", strict=True):
         if len(spec) != ndim or len(set(spec)) != ndim or a not in spec or b not in spec:
             raise ValueError(
                 f"dimension_numbers must be strings of {ndim} different letters for operands "
                 f"of rank {ndim}, with 'N' and 'C' in those of lhs and output, 'I' and 'O' in "
-                f"that of rhs, got {spec!r} in {shown}."
+                f"that of rhs, got {spec!r} in {_show(specs)}."
             )
     lhs, rhs, out = specs
     spatial = [c for c in rhs if c not in "OI"]
     if set(spatial) != set(lhs) - set("NC") or set(spatial) != set(out) - set("NC"):
         raise ValueError(
             f"dimension_numbers must name the same spatial dimensions for lhs, rhs and the "
-            f"output, got {shown}."
+            f"output, got {_show(specs)}."
         )
     return lax.ConvDimensionNumbers(
         *[
