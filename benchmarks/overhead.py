@@ -3,11 +3,12 @@
     python benchmarks/overhead.py [--json FILE]
 
 Both functions are called in turn in one run, on arrays so small that the convolution
-itself hardly counts, and medians are compared. An eager call is timed to its result.
+itself hardly counts; the ratio is the median over the turns. An eager call is timed to its result.
 Tracing is `jax.make_jaxpr` of a function with many calls, divided by their number, so
 that the cost of `make_jaxpr` itself is not what is measured: of the same call again and
 again, whose description is cached, and of calls that are all different. Import time is
-that of `import jaxconvt` after `import jax`, in fresh processes.
+that of `import jaxconvt` after `import jax`, in fresh processes, from bytecode, as pip
+leaves it.
 
 The exit status is 0 if the targets are met: eager at most 0.6 of jax.lax's, tracing at
 most 0.9 (calls that differ have none), import at most 20 ms.
@@ -16,12 +17,14 @@ most 0.9 (calls that differ have none), import at most 20 ms.
 import argparse
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from operator import truediv
 from typing import Any
 
 import jax
@@ -45,18 +48,18 @@ def operands(n: int, size: int = 2) -> tuple[jax.Array, jax.Array]:
     return jnp.ones((1, *(size,) * n, 2)), jnp.ones((*(2,) * n, 2, 2))
 
 
-def in_turn(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each function, called in turn."""
+def in_turn(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each function, called in turn."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for i in range(repeats + 3):
         for name in reversed(functions) if i % 2 else functions:
             start = time.perf_counter()
             functions[name]()
             times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(t[3:]) for name, t in times.items()}
+    return {name: t[3:] for name, t in times.items()}
 
 
-def eager(n: int, repeats: int, **kwargs: Any) -> dict[str, float]:
+def eager(n: int, repeats: int, **kwargs: Any) -> dict[str, list[float]]:
     lhs, rhs = operands(n)
 
     def call(f: Callable[..., jax.Array]) -> None:
@@ -65,7 +68,7 @@ def eager(n: int, repeats: int, **kwargs: Any) -> dict[str, float]:
     return in_turn({name: partial(call, f) for name, f in FUNCTIONS.items()}, repeats)
 
 
-def tracing(n: int, repeats: int, distinct: bool, **kwargs: Any) -> dict[str, float]:
+def tracing(n: int, repeats: int, distinct: bool, **kwargs: Any) -> dict[str, list[float]]:
     def trace(f: Callable[..., jax.Array]) -> None:
         # Other sizes each time, where the calls are to differ.
         sizes = [next(_new_size) if distinct else 4 for _ in range(CALLS_PER_TRACE)]
@@ -77,14 +80,16 @@ def tracing(n: int, repeats: int, distinct: bool, **kwargs: Any) -> dict[str, fl
 
         jax.make_jaxpr(calls)(lhs, rhs)
 
-    seconds = in_turn({name: partial(trace, f) for name, f in FUNCTIONS.items()}, repeats)
-    return {name: t / CALLS_PER_TRACE for name, t in seconds.items()}
+    times = in_turn({name: partial(trace, f) for name, f in FUNCTIONS.items()}, repeats)
+    return {name: [t / CALLS_PER_TRACE for t in ts] for name, ts in times.items()}
 
 
 def import_seconds(repeats: int) -> float:
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    command = [sys.executable, "-c", _IMPORT]
     runs = [
-        subprocess.run([sys.executable, "-c", _IMPORT], capture_output=True, text=True, check=True)
-        for _ in range(repeats + 1)
+        subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        for _ in range(repeats + 1)  # the first writes the bytecode
     ]
     return statistics.median(float(run.stdout) for run in runs[1:])
 
@@ -105,13 +110,14 @@ def main() -> int:
             "padding": "SAME" if padding == "SAME" else [(1, 1)] * n,
             "transpose_kernel": transpose_kernel,
         }
-        for kind, target, seconds in (
+        for kind, target, turns in (
             ("eager", EAGER_TARGET, eager(n, 400, **kwargs)),
-            ("tracing", TRACING_TARGET, tracing(n, 30, distinct=False, **kwargs)),
+            ("tracing", TRACING_TARGET, tracing(n, 60, distinct=False, **kwargs)),
             ("tracing, calls differ", None, tracing(n, 10, distinct=True, **kwargs)),
         ):
             case = f"{kind}, {n}-D, {padding}" + ", transpose_kernel" * transpose_kernel
-            ratio = seconds["jaxconvt"] / seconds["jax.lax"]
+            seconds = {name: statistics.median(t) for name, t in turns.items()}
+            ratio = statistics.median(map(truediv, turns["jaxconvt"], turns["jax.lax"]))
             rows.append({"case": case, "seconds": seconds, "ratio": ratio, "target": target})
             times = "".join(f"{t * 1e6:9.1f} us" for t in seconds.values())
             print(f"{case:50}{times}{ratio:8.2f}{target or '':>8}", flush=True)
