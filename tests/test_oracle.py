@@ -46,17 +46,13 @@ class OracleTest(parameterized.TestCase):
             for part, got, *bounds in zip(("lhs", "rhs"), gradients, want, scale, strict=True):
                 util.assert_close(got, *bounds, n, f"{c.name}, {part}")
 
-    def assert_cases(self, implementation, group):
+    def assert_cases(self, implementation, group, run=util.value_and_gradients):
         data = [util.operands(c) for c in group]
         f = functools.partial(conv_transpose, implementation=implementation)
-
-        @jax.jit
-        def run(data):
-            return [
-                util.value_and_gradients(f, c, *pair) for c, pair in zip(group, data, strict=True)
-            ]
-
-        for c, pair, (value, *gradients) in zip(group, data, run(data), strict=True):
+        results = jax.jit(
+            lambda data: [run(f, c, *pair) for c, pair in zip(group, data, strict=True)]
+        )(data)
+        for c, pair, (value, *gradients) in zip(group, data, results, strict=True):
             self.assert_case(c, *pair, value, gradients)
 
     @parameterized.product(implementation=util.IMPLEMENTATIONS, group=tuple(cases.ALL))
@@ -83,9 +79,11 @@ class OracleTest(parameterized.TestCase):
             for k, d, padding in itertools.product(
                 (1, 2, 3, 4, 5), (1, 2, 3), ("SAME", "VALID", ((0, 1),), ((-1, 3),))
             )
+            if padding != ((-1, 3),) or d == 2
         ]
-        self.assert_cases(implementation, [c for c in group if c.kwargs["padding"] != ((-1, 3),)
-                                           or c.kwargs["rhs_dilation"] != (1,)])  # fmt: skip
+        same = [c for c in group if c.kwargs["padding"] == "SAME"]
+        self.assert_cases(implementation, same)
+        self.assert_cases(implementation, [c for c in group if c not in same], util.value)
 
     @parameterized.product(implementation=util.IMPLEMENTATIONS, dtype=util.DTYPES)
     def test_dtype(self, implementation, dtype):
@@ -97,13 +95,9 @@ class OracleTest(parameterized.TestCase):
                      feature_group_count=2, output_padding=(1, 0)),
             ):  # fmt: skip
                 lhs, rhs = util.operands(c, dtype)
-                gradients = ()
-                if jnp.issubdtype(dtype, jnp.inexact):
-                    value, *gradients = jax.jit(functools.partial(util.value_and_gradients, f, c))(
-                        lhs, rhs
-                    )
-                else:
-                    value = f(lhs, rhs, **c.kwargs)
+                inexact = jnp.issubdtype(dtype, jnp.inexact)
+                run = util.value_and_gradients if inexact else util.value
+                value, *gradients = jax.jit(functools.partial(run, f, c))(lhs, rhs)
                 self.assertEqual(value.dtype, dtype)
                 for x in gradients:
                     self.assertEqual(x.dtype, dtype)
@@ -124,14 +118,23 @@ class OracleTest(parameterized.TestCase):
     def test_preferred_element_type(self, implementation, dtypes):
         dtype, preferred = dtypes
         with util.for_dtype(preferred):
-            c = case("", (1, 4, 3, 2), (3, 2, 2, 3), (2, 3), "SAME")
+            c = case("", (1, 3, 3, 2), (3, 2, 2, 3), (2, 3), "SAME")
             lhs, rhs = util.operands(c, dtype)
-            got = conv_transpose(
-                lhs, rhs, **c.kwargs, preferred_element_type=preferred,
-                implementation=implementation,
-            )  # fmt: skip
-            self.assertEqual(got.dtype, preferred)
-            self.assert_case(c, lhs, rhs, got)
+            numerics = {"preferred_element_type": preferred}
+            f = functools.partial(conv_transpose, implementation=implementation, **numerics)
+            run = util.value
+            if jnp.issubdtype(dtype, jnp.inexact):
+                run = util.value_and_gradients
+                theirs = functools.partial(lax.conv_transpose, **numerics)
+                try:  # before 0.8 or so it had no gradients here
+                    jax.eval_shape(functools.partial(run, theirs, c), lhs, rhs)
+                except TypeError:
+                    run = util.value
+            value, *gradients = jax.jit(functools.partial(run, f, c))(lhs, rhs)
+            self.assertEqual(value.dtype, preferred)
+            for x in gradients:
+                self.assertEqual(x.dtype, dtype)
+            self.assert_case(c, lhs, rhs, value, gradients)
 
     @parameterized.product(
         implementation=util.IMPLEMENTATIONS,
@@ -236,7 +239,7 @@ class GradientTest(parameterized.TestCase):
             np.testing.assert_array_equal(got, want, str(setting))
 
     @parameterized.product(
-        implementation=util.IMPLEMENTATIONS, padding=("SAME", "VALID"), groups=(1, 2, 4)
+        implementation=util.IMPLEMENTATIONS, padding=("SAME", "VALID"), groups=(1, 2)
     )
     def test_identity_in_2d(self, implementation, padding, groups):
         layout = ("NCHW", "OIHW", "NCHW")
@@ -268,7 +271,7 @@ class GradientTest(parameterized.TestCase):
             f = jax.jit(
                 functools.partial(conv_transpose, **c.kwargs, implementation=implementation)
             )
-            check_grads(f, util.operands(c, "float64"), order=2, atol=1e-5, rtol=1e-5)
+            check_grads(f, util.operands(c, "float64"), order=1, atol=1e-5, rtol=1e-5)
 
 
 if __name__ == "__main__":
