@@ -7,6 +7,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import unittest.mock
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from absl.testing import absltest, parameterized
 from jax import export, lax
 
 import jaxconvt
-from jaxconvt import conv_transpose
+from jaxconvt import _api, conv_transpose
 from tests import util
 
 LHS, RHS = np.zeros((1, 5, 4, 4), np.float32), np.zeros((3, 2, 4, 6), np.float32)
@@ -429,10 +430,12 @@ class ErrorsTest(parameterized.TestCase):
             call("1, h, 4, 4", "3, 2, 4, 6", output_shape=(10, 8))
 
     def test_out_sharding(self):
-        if "out_sharding" in inspect.signature(lax.conv_general_dilated).parameters:
+        has = "out_sharding" in inspect.signature(lax.conv_general_dilated).parameters
+        self.assertEqual(_api._HAS_OUT_SHARDING, has)
+        if has:
             with self.assertRaisesRegex(TypeError, "out_sharding.* 5"):
                 conv_transpose(LHS, RHS, (2, 2), "SAME", out_sharding=5)
-        else:
+        with unittest.mock.patch.object(_api, "_HAS_OUT_SHARDING", False):
             wanted = f"out_sharding must be None on JAX {jax.__version__}, .*, got 5"
             with self.assertRaisesRegex(ValueError, wanted):
                 conv_transpose(LHS, RHS, (2, 2), "SAME", out_sharding=5)
