@@ -1,6 +1,7 @@
 """The report: `python -m jaxconvt`."""
 
 import json
+import math
 import subprocess
 import sys
 from functools import partial
@@ -24,6 +25,7 @@ class ReportTest(parameterized.TestCase):
     def _capture(self, capsys, monkeypatch, tmp_path):
         self.capsys, self.monkeypatch, self.tmp_path = capsys, monkeypatch, tmp_path
         monkeypatch.setattr(report, "_PATIENCE", 0.01)
+        monkeypatch.setattr(report, "_SLOW", math.inf)
 
     def run_main(self, *arguments):
         status = report.main(arguments)
