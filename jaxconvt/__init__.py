@@ -1,7 +1,18 @@
 """Transposed convolution for JAX: `jax.lax.conv_transpose` to the bit, and what it lacks."""
 
-from jaxconvt._api import IMPLEMENTATIONS, conv_transpose
+from jaxconvt._api import conv_transpose
+from jaxconvt._explain import Explanation, explain
+from jaxconvt._install import install, installed, uninstall
+from jaxconvt._plan import IMPLEMENTATIONS
 
 __version__ = "0.1.0"
 
-__all__ = ["IMPLEMENTATIONS", "conv_transpose"]
+__all__ = [
+    "IMPLEMENTATIONS",
+    "Explanation",
+    "conv_transpose",
+    "explain",
+    "install",
+    "installed",
+    "uninstall",
+]

@@ -8,9 +8,8 @@ import jax
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxconvt import _dilated, _spec
-
-IMPLEMENTATIONS = ("dilated",)
+from jaxconvt import _bilinear, _dilated, _spec
+from jaxconvt._plan import IMPLEMENTATIONS
 
 _HAS_OUT_SHARDING = "out_sharding" in inspect.signature(lax.conv_general_dilated).parameters
 
@@ -92,7 +91,11 @@ def conv_transpose(
         its kernel with `transpose_kernel=True`.
       out_sharding: sharding of the output under explicit sharding, as in
         `lax.conv_general_dilated`, on versions of JAX where that takes it.
-      implementation: one of `jaxconvt.IMPLEMENTATIONS`.
+      implementation: "dilated", the default, is jax.lax's own lowering. "col2im" (a GEMM, whose
+        results are folded) and "polyphase" (stride-1 convolutions, whose results are
+        interleaved) compute the same function, with the same gradients, to within rounding.
+        "auto" picks one of the three for the value and for each gradient, by estimated cost
+        on the platform lowered for; `jaxconvt.explain` says which and why.
 
     Returns:
       The array of rank `n + 2`, by default `(batch, spatial..., out channels)`.
@@ -106,42 +109,45 @@ def conv_transpose(
     Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning
     (https://arxiv.org/abs/1603.07285), chapter 4; `jax.lax.conv_transpose`.
     """
-    lhs, rhs = _spec.array("lhs", lhs), _spec.array("rhs", rhs)
-    ndim = lhs.ndim
-    if ndim < 2 or rhs.ndim != ndim:
-        raise ValueError(
-            f"lhs and rhs must have the same rank, at least 2, got lhs of shape {lhs.shape} "
-            f"and rhs of shape {rhs.shape}."
-        )
-    n = ndim - 2
-    _spec.check_dtypes(lhs, rhs)
-    consistent = _spec.flag("use_consistent_padding", use_consistent_padding)
-    ints = _spec.integers
-    spec = _spec.cached_describe(
-        lhs.shape,
-        rhs.shape,
-        ints("strides", strides, n, least=1),
-        _spec.paddings(padding, n, names=consistent),
-        (1,) * n if rhs_dilation is None else ints("rhs_dilation", rhs_dilation, n, least=1),
-        _spec.layout(dimension_numbers, ndim),
-        _spec.flag("transpose_kernel", transpose_kernel),
-        consistent,
-        _spec.group_count(feature_group_count),
-        None if output_padding is None else ints("output_padding", output_padding, n, least=0),
-        None if output_shape is None else ints("output_shape", output_shape, n, least=0),
+    lhs, rhs, spec = _spec.read(
+        lhs,
+        rhs,
+        strides,
+        padding,
+        rhs_dilation,
+        dimension_numbers,
+        transpose_kernel,
+        use_consistent_padding,
+        feature_group_count,
+        output_padding,
+        output_shape,
     )
     if isinstance(precision, list):
         precision = tuple(precision)
     if precision is not None or preferred_element_type is not None:
         _spec.check_numerics(lhs.dtype, precision, preferred_element_type)
     _spec.choice("implementation", implementation, IMPLEMENTATIONS)
-    if out_sharding is None:
-        return _dilated.conv(lhs, rhs, spec, precision, preferred_element_type)
-    if not _HAS_OUT_SHARDING:
-        raise ValueError(
-            f"out_sharding must be None on JAX {jax.__version__}, whose "
-            f"lax.conv_general_dilated does not take it yet, got {out_sharding!r}."
+    if out_sharding is not None:
+        if not _HAS_OUT_SHARDING:
+            raise ValueError(
+                f"out_sharding must be None on JAX {jax.__version__}, whose "
+                f"lax.conv_general_dilated does not take it yet, got {out_sharding!r}."
+            )
+        if implementation not in ("dilated", "auto"):
+            raise ValueError(
+                f"out_sharding needs implementation 'dilated' or 'auto', got {out_sharding!r} "
+                f"with implementation={implementation!r}."
+            )
+        return _dilated.conv(
+            lhs, rhs, spec, precision, preferred_element_type, out_sharding=out_sharding
         )
-    return _dilated.conv(
-        lhs, rhs, spec, precision, preferred_element_type, out_sharding=out_sharding
-    )
+    if implementation != "dilated":
+        obstacle = _bilinear.obstacle(lhs, rhs, spec)
+        if not obstacle:
+            return _bilinear.conv(lhs, rhs, spec, implementation, precision, preferred_element_type)
+        if implementation != "auto":
+            raise ValueError(
+                f"implementation must be 'dilated' or 'auto' for {obstacle}, got "
+                f"{implementation!r}."
+            )
+    return _dilated.conv(lhs, rhs, spec, precision, preferred_element_type)

@@ -7,6 +7,7 @@ import jax
 from jax import lax
 
 from jaxconvt._spec import Array, Spec
+from jaxconvt._views import Axes, Numerics, back
 
 
 def flip_and_swap(rhs: Array, spec: Spec) -> Array:
@@ -77,3 +78,37 @@ def _conv(
 # An eager call compiles the same one-equation program either way, but jit finds it in a
 # third of the time. Inlined, because constants may meet here in the middle of a trace.
 _eager: Callable[..., jax.Array] = jax.jit(_conv, static_argnums=(2, 3, 4), inline=True)
+
+
+# The same, and its gradients as XLA knows them, for `implementation="auto"`: there arrays are
+# channels last, in one group (`jax.vmap` makes the groups).
+
+
+def value(lhs: jax.Array, rhs: jax.Array, axes: Axes, how: Numerics) -> jax.Array:
+    """[n, a.., i], [b.., i, j] -> [n, p.., j], computed as `how` says."""
+    n = len(axes)
+    channels_last = (0, n + 1, *range(1, n + 1))
+    return lax.conv_general_dilated(
+        lhs,
+        rhs,
+        (1,) * n,
+        [(a.lo, a.hi) for a in axes],
+        [a.stride for a in axes],
+        [a.dilation for a in axes],
+        lax.ConvDimensionNumbers(channels_last, (n + 1, n, *range(n)), channels_last),
+        **how._asdict(),
+    )
+
+
+def grad_lhs(ct: jax.Array, rhs: jax.Array, axes: Axes, how: Numerics) -> jax.Array:
+    """[n, p.., j], [b.., i, j] -> [n, a.., i]."""
+    ct, rhs = (x.astype(how.preferred_element_type) for x in (ct, rhs))
+    shape = (ct.shape[0], *[a.size for a in axes], rhs.shape[-2])
+    return back(lambda lhs: value(lhs, rhs, axes, how), shape, ct)
+
+
+def grad_rhs(lhs: jax.Array, ct: jax.Array, axes: Axes, how: Numerics) -> jax.Array:
+    """[n, a.., i], [n, p.., j] -> [b.., i, j]."""
+    lhs, ct = (x.astype(how.preferred_element_type) for x in (lhs, ct))
+    shape = (*[a.taps for a in axes], lhs.shape[-1], ct.shape[-1])
+    return back(lambda rhs: value(lhs, rhs, axes, how), shape, ct)

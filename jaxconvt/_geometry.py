@@ -98,3 +98,59 @@ def plain_pads(name: str, e: int) -> tuple[int, int]:
     total = 0 if name == "VALID" else e - 1
     lo = _low(name, total)
     return lo, total - lo
+
+
+# Tap b sends lhs[a] to position a*s + lo - b*d. Write lo - b*d = q*s + r, 0 <= r < s: with
+# the output viewed as [m, r], it lands in row a + q of phase r. The fast lowerings read
+# nothing but this table.
+
+
+class Run(NamedTuple):
+    """Neighbouring taps, of the kernel flipped, that land in the same rows.
+
+    Flipped, as phases then ascend: the kernel is reversed once, not the large arrays.
+    """
+
+    q: int  # rows down
+    taps: int
+    phase: int  # of the first; each tap after it lies `dilation` higher
+
+
+class Phases(NamedTuple):
+    """Phases that the same shifts reach: one dense stride-1 convolution makes them all."""
+
+    phases: tuple[int, ...]
+    shifts: tuple[int, ...]  # q, descending: evenly spaced
+    taps: tuple[tuple[int, ...], ...]  # the tap of [shift][phase]
+
+
+def rows(axis: Axis) -> int:
+    """Number of output rows m: `o` in units of the stride, rounded up."""
+    return -(-axis.out // axis.stride)
+
+
+def runs(axis: Axis) -> list[Run]:
+    """All taps of the flipped kernel, in order, as runs of equal q."""
+    result: list[Run] = []
+    for b in reversed(range(axis.taps)):
+        q, r = divmod(axis.lo - b * axis.dilation, axis.stride)
+        if result and result[-1].q == q:
+            result[-1] = result[-1]._replace(taps=result[-1].taps + 1)
+        else:
+            result.append(Run(q, 1, r))
+    return result
+
+
+def phase_groups(axis: Axis) -> list[Phases]:
+    """The phases that any tap reaches, grouped by their shifts; at most three groups if d = 1."""
+    table: dict[int, dict[int, int]] = {}
+    for b in range(axis.taps):
+        q, r = divmod(axis.lo - b * axis.dilation, axis.stride)
+        table.setdefault(r, {})[q] = b
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for r in sorted(table):
+        groups.setdefault(tuple(table[r]), []).append(r)
+    return [
+        Phases(tuple(phases), qs, tuple([tuple([table[r][q] for r in phases]) for q in qs]))
+        for qs, phases in groups.items()
+    ]

@@ -393,6 +393,46 @@ def cached_describe(lhs_shape: Shape, rhs_shape: Shape, *arguments: Any) -> Spec
     return _cached(lhs_shape, rhs_shape, *arguments)
 
 
+def read(
+    lhs: Any,
+    rhs: Any,
+    strides: Any,
+    padding: Any,
+    rhs_dilation: Any,
+    dimension_numbers: Any,
+    transpose_kernel: Any,
+    use_consistent_padding: Any,
+    feature_group_count: Any,
+    output_padding: Any,
+    output_shape: Any,
+) -> tuple[Array, Array, Spec]:
+    """Arguments as the user wrote them, as two arrays and the `Spec` of what to do with them."""
+    lhs, rhs = array("lhs", lhs), array("rhs", rhs)
+    ndim = lhs.ndim
+    if ndim < 2 or rhs.ndim != ndim:
+        raise ValueError(
+            f"lhs and rhs must have the same rank, at least 2, got lhs of shape {lhs.shape} "
+            f"and rhs of shape {rhs.shape}."
+        )
+    n = ndim - 2
+    check_dtypes(lhs, rhs)
+    consistent = flag("use_consistent_padding", use_consistent_padding)
+    spec = cached_describe(
+        lhs.shape,
+        rhs.shape,
+        integers("strides", strides, n, least=1),
+        paddings(padding, n, names=consistent),
+        (1,) * n if rhs_dilation is None else integers("rhs_dilation", rhs_dilation, n, least=1),
+        layout(dimension_numbers, ndim),
+        flag("transpose_kernel", transpose_kernel),
+        consistent,
+        group_count(feature_group_count),
+        None if output_padding is None else integers("output_padding", output_padding, n, least=0),
+        None if output_shape is None else integers("output_shape", output_shape, n, least=0),
+    )
+    return lhs, rhs, spec
+
+
 def _sized(j: int, pad: Padding, size: Size, e: int, s: int, output_shape: Ints) -> tuple[int, int]:
     if type(size) is not int:
         raise ValueError(

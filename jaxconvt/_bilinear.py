@@ -1,0 +1,331 @@
+"""One trilinear form, three bilinear faces: the primitive behind all but the default.
+
+With n = batch, g = group, i = input channel, j = output channel, and p = a*s - b*d + lo,
+
+    T(lhs, rhs, ct) = sum of lhs[n, a, g, i] * rhs[b, g, i, j] * ct[n, p, g, j]
+
+is linear in each of its three arrays, and its derivative by any one of them is bilinear in
+the other two:
+
+    face "out":  lhs, rhs -> out     the transposed convolution
+    face "lhs":  ct,  rhs -> lhs     its gradients
+    face "rhs":  lhs, ct  -> rhs
+
+Transposing a face gives another face, so that one primitive is closed under all of autodiff,
+at any order, and each face can be lowered as suits it, for the platform lowered for.
+A batch axis joins the letter that the operands having it share with the result: n, i, or j
+(where one operand has it), or g (where both have).
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from jaxconvt import _col2im, _depthwise, _dilated, _plan, _polyphase
+from jaxconvt._plan import Choice
+from jaxconvt._spec import Array, Shape, Spec
+from jaxconvt._views import Axes, Numerics
+
+# The two operands of each face, in order.
+OPERANDS = {"out": ("lhs", "rhs"), "lhs": ("out", "rhs"), "rhs": ("lhs", "out")}
+
+# The letters after the spatial axes, of each array.
+LETTERS = {"lhs": "gi", "rhs": "gij", "out": "gj"}
+
+_MODULES = {"dilated": _dilated, "col2im": _col2im, "polyphase": _polyphase}
+_FUNCTIONS = {"out": "value", "lhs": "grad_lhs", "rhs": "grad_rhs"}
+
+conv_transpose_p = Primitive("conv_transpose")
+
+
+def bind(face: str, x: jax.Array, y: jax.Array, **params: Any) -> jax.Array:
+    """`params`: axes, implementation, precision, and the dtype of the result."""
+    result: jax.Array = conv_transpose_p.bind(x, y, face=face, **params)
+    return result
+
+
+def shape_of(array: str, axes: Axes, n: Any, g: int, i: int, j: int) -> tuple[Any, ...]:
+    """Shape of lhs, rhs or out as the primitive has them."""
+    if array == "rhs":
+        return (*[a.taps for a in axes], g, i, j)
+    if array == "lhs":
+        return (n, *[a.size for a in axes], g, i)
+    return (n, *[a.out for a in axes], g, j)
+
+
+def _letters(face: str, x: Any, y: Any, axes: Axes) -> dict[str, Any]:
+    """Sizes of n, g, i and j."""
+    sizes: dict[str, Any] = {"n": 1, "i": 1, "j": 1}
+    for array, operand in zip(OPERANDS[face], (x, y), strict=True):
+        if array != "rhs":
+            sizes["n"] = operand.shape[0]
+        letters = LETTERS[array]
+        sizes.update(zip(letters, operand.shape[-len(letters) :], strict=True))
+    return sizes
+
+
+# The call
+
+
+def obstacle(lhs: Array, rhs: Array, spec: Spec) -> str:
+    """Why the primitive can't make this call, in words, or "": then "auto" is "dilated"."""
+    if not all(type(size) is int for axis in spec.axes for size in (axis.size, axis.taps)):
+        return f"symbolic spatial sizes, here of lhs {lhs.shape} and rhs {rhs.shape}"
+    for name, x in (("lhs", lhs), ("rhs", rhs)):
+        sharding = getattr(getattr(x, "aval", None), "sharding", None)
+        mesh = getattr(sharding, "mesh", None)
+        if mesh is not None and "Explicit" in str(getattr(mesh, "axis_types", "")):
+            return f"operands on a mesh of explicit axes, here of {name} with {sharding}"
+    return ""
+
+
+def letters_of(lhs_shape: Shape, rhs_shape: Shape, spec: Spec) -> dict[str, Any]:
+    """Sizes of n, g, i and j of a call."""
+    dn, g = spec.dimension_numbers, spec.groups
+    o, i = (rhs_shape[axis] for axis in dn.rhs_spec[:2])
+    j = i if spec.transpose_kernel else o // g
+    return {
+        "n": lhs_shape[dn.lhs_spec[0]],
+        "g": g,
+        "i": lhs_shape[dn.lhs_spec[1]] // g,
+        "j": j,
+    }
+
+
+def conv(
+    lhs: Array,
+    rhs: Array,
+    spec: Spec,
+    implementation: str,
+    precision: Any,
+    preferred_element_type: Any,
+) -> jax.Array:
+    """`_dilated.conv` by the primitive, for which there must be no `obstacle`."""
+    if isinstance(lhs, jax.core.Tracer) or isinstance(rhs, jax.core.Tracer):
+        return _conv(lhs, rhs, spec, implementation, precision, preferred_element_type)
+    return _eager(lhs, rhs, spec, implementation, precision, preferred_element_type)
+
+
+def _conv(
+    lhs: Array,
+    rhs: Array,
+    spec: Spec,
+    implementation: str,
+    precision: Any,
+    preferred_element_type: Any,
+) -> jax.Array:
+    """Any layout in, the primitive's own, any layout out."""
+    lhs, rhs = _vary_alike(jnp.asarray(lhs), jnp.asarray(rhs))
+    dtype = lhs.dtype if preferred_element_type is None else preferred_element_type
+    dn, g = spec.dimension_numbers, spec.groups
+    batch, channels, *spatial = dn.lhs_spec
+    x = lax.transpose(lhs, (batch, *spatial, channels))
+    x = x.reshape(*x.shape[:-1], g, x.shape[-1] // g)
+
+    o, i, *spatial = dn.rhs_spec
+    if spec.transpose_kernel:  # out features are [g, i], in features j
+        y = lax.transpose(lax.rev(rhs, spatial), (*spatial, o, i))
+        y = y.reshape(*y.shape[:-2], g, y.shape[-2] // g, y.shape[-1])
+    else:  # in features are i, out features [g, j]
+        y = lax.transpose(rhs, (*spatial, i, o))
+        y = jnp.moveaxis(y.reshape(*y.shape[:-1], g, y.shape[-1] // g), -2, -3)
+
+    out = bind(
+        "out",
+        x,
+        y,
+        axes=spec.axes,
+        implementation=implementation,
+        precision=precision,
+        dtype=jax.dtypes.canonicalize_dtype(dtype),
+    )
+    out = out.reshape(*out.shape[:-2], g * out.shape[-1])
+    batch, channels, *spatial = dn.out_spec
+    order = [0] * out.ndim
+    for source, target in enumerate((batch, *spatial, channels)):
+        order[target] = source
+    return lax.transpose(out, order)
+
+
+_eager = jax.jit(_conv, static_argnums=(2, 3, 4, 5), inline=True)
+
+
+def _vary_alike(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Operands that vary over the same mesh axes of a `shard_map`, as JAX's own primitives do."""
+    vma = [getattr(getattr(v, "aval", None), "vma", frozenset()) for v in (x, y)]
+    if vma[0] == vma[1]:
+        return x, y
+    pair = []
+    for v, missing in ((x, vma[1] - vma[0]), (y, vma[0] - vma[1])):
+        if not missing:
+            pair.append(v)
+        elif hasattr(lax, "pcast"):
+            pair.append(lax.pcast(v, tuple(missing), to="varying"))
+        else:
+            pair.append(lax.pvary(v, tuple(missing)))  # type: ignore[attr-defined]
+    return pair[0], pair[1]
+
+
+# Evaluation
+
+
+def compute(
+    x: jax.Array,
+    y: jax.Array,
+    *,
+    face: str,
+    axes: Axes,
+    implementation: str,
+    precision: Any,
+    dtype: Any,
+    platform: str,
+) -> jax.Array:
+    """The face in terms of JAX's own primitives, as is best on the platform."""
+    letters = _letters(face, x, y, axes)
+    shape = shape_of(face, axes, **letters)
+    if 0 in (*x.shape, *y.shape, *shape):
+        return jnp.zeros(shape, dtype)
+    choice = _plan.choose(implementation, platform, face, axes, dtype=x.dtype, **letters)
+    x, y, how = _prepare(x, y, precision, dtype)
+    result = _run(choice, face, x, y, axes, how, letters)
+    if jnp.dtype(dtype) == jnp.bool_:
+        return jnp.not_equal(result, 0)
+    return result.astype(dtype)
+
+
+def _prepare(
+    x: jax.Array, y: jax.Array, precision: Any, dtype: Any
+) -> tuple[jax.Array, jax.Array, Numerics]:
+    """Operands of one dtype, and the dtype to sum in: float32 at least, and integers exactly."""
+    common = jnp.promote_types(x.dtype, y.dtype)
+    if common == jnp.bool_ or jnp.issubdtype(common, jnp.integer):
+        # Narrow integers wrap to the same value from 32 bits.
+        wide = jnp.promote_types(common, dtype)
+        common = total = jnp.dtype("int32") if wide.itemsize < 4 else wide
+    elif jnp.issubdtype(common, jnp.complexfloating):
+        total = jnp.promote_types(common, dtype)
+    else:
+        total = jnp.promote_types(jnp.promote_types(common, jnp.float32), dtype)
+        if common.itemsize < 2:  # few backends multiply float8
+            common = jnp.dtype("float32")
+    return x.astype(common), y.astype(common), Numerics(precision, total)
+
+
+def _run(
+    choice: Choice,
+    face: str,
+    x: jax.Array,
+    y: jax.Array,
+    axes: Axes,
+    how: Numerics,
+    letters: dict[str, Any],
+) -> jax.Array:
+    if choice.name == "col2im" and letters["g"] > 1 and letters["i"] == 1:
+        function = getattr(_depthwise, _FUNCTIONS[face])
+        return function(x, y, axes, how)
+    function = getattr(_MODULES[choice.name], _FUNCTIONS[face])
+    if choice.gathered:
+        function = partial(function, gathered=choice.gathered)
+    at = [-len(LETTERS[array]) for array in (*OPERANDS[face], face)]
+    if letters["g"] == 1:
+        result = function(*[lax.squeeze(v, (v.ndim + j,)) for v, j in zip((x, y), at)], axes, how)  # noqa: B905
+        return lax.expand_dims(result, (result.ndim + 1 + at[2],))
+    return jax.vmap(lambda a, b: function(a, b, axes, how), at[:2], at[2])(x, y)
+
+
+def _impl(x: jax.Array, y: jax.Array, **params: Any) -> jax.Array:
+    # As a program with the primitive in it, so that it is lowered for where its operands are.
+    result: jax.Array = _program(x, y, tuple(sorted(params.items())))
+    return result
+
+
+conv_transpose_p.def_impl(_impl)
+
+
+@partial(jax.jit, static_argnums=2)
+def _program(x: jax.Array, y: jax.Array, params: tuple[tuple[str, Any], ...]) -> Any:
+    return conv_transpose_p.bind(x, y, **dict(params))
+
+
+def _abstract(x: Any, y: Any, *, face: str, axes: Axes, dtype: Any, **_: Any) -> Any:
+    shape = shape_of(face, axes, **_letters(face, x, y, axes))
+    weak = face == "out" and x.weak_type and y.weak_type and x.dtype == dtype
+    vma: frozenset[Any] = getattr(x, "vma", frozenset()) | getattr(y, "vma", frozenset())
+    kwargs: dict[str, Any] = {"vma": vma} if vma else {}
+    return jax.core.ShapedArray(shape, jnp.dtype(dtype), weak_type=weak, **kwargs)
+
+
+conv_transpose_p.def_abstract_eval(_abstract)
+
+
+# Differentiation
+
+
+def _transpose(
+    position: int, ct: Any, x: Any, y: Any, *, face: str, dtype: Any, **params: Any
+) -> Any:
+    """The face by which the operand at `position` is found, given the other and the cotangent."""
+    operand = (x, y)[position]
+    wanted, given = OPERANDS[face][position], OPERANDS[face][1 - position]
+    arrays = {face: ct, given: (x, y)[1 - position]}
+    first, second = OPERANDS[wanted]
+    return bind(wanted, arrays[first], arrays[second], dtype=operand.aval.dtype, **params)
+
+
+ad.defbilinear(conv_transpose_p, partial(_transpose, 0), partial(_transpose, 1))
+
+
+# Batching
+
+
+def _batch(args: Any, dims: Any, *, face: str, axes: Axes, **params: Any) -> tuple[Any, int]:
+    arrays = dict(zip(OPERANDS[face], args, strict=True))
+    batched = {a: d for a, d in zip(OPERANDS[face], dims, strict=True) if d is not None}
+    first = next(iter(batched))
+    size = arrays[first].shape[batched[first]]
+    if len(batched) == 2:
+        letter = "g"
+    elif {first, face} == {"lhs", "out"}:
+        letter = "n"
+    else:
+        letter = "i" if "lhs" in (first, face) else "j"
+    before = _letters(face, _unbatched(args[0], dims[0]), _unbatched(args[1], dims[1]), axes)
+    for array, dim in batched.items():
+        x = arrays[array]
+        at = _axis(array, letter, x.ndim - 1)
+        x = jnp.moveaxis(x, dim, at)
+        arrays[array] = x.reshape(*x.shape[:at], size * x.shape[at + 1], *x.shape[at + 2 :])
+    result = bind(face, *arrays.values(), axes=axes, **params)
+    at = _axis(face, letter, result.ndim)
+    return result.reshape(*result.shape[:at], size, before[letter], *result.shape[at + 1 :]), at
+
+
+def _unbatched(x: Any, dim: int | None) -> Any:
+    """Something of the shape that one element of the batch has."""
+    shape = x.shape if dim is None else (*x.shape[:dim], *x.shape[dim + 1 :])
+    return jax.ShapeDtypeStruct(shape, x.dtype)
+
+
+def _axis(array: str, letter: str, ndim: int) -> int:
+    return 0 if letter == "n" else ndim - len(LETTERS[array]) + LETTERS[array].index(letter)
+
+
+batching.primitive_batchers[conv_transpose_p] = _batch
+
+
+# Lowering
+
+mlir.register_lowering(
+    conv_transpose_p, mlir.lower_fun(partial(compute, platform="other"), multiple_results=False)
+)
+for _platform in _plan.RATES:
+    mlir.register_lowering(
+        conv_transpose_p,
+        mlir.lower_fun(partial(compute, platform=_platform), multiple_results=False),
+        platform=_platform,
+    )

@@ -1,0 +1,262 @@
+"""Which lowering, by cost: an estimate of time for each, from shapes, dtype and platform alone.
+
+time = flops * per_flop + bytes * per_byte + calls * per_call, with one table of constants per
+platform; measuring a new platform changes numbers and not code. Where a platform has no
+table, and on TPU, where XLA handles `lhs_dilation` natively and nobody has measured
+otherwise, everything is "dilated".
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from jaxconvt._geometry import Axis, phase_groups, rows
+
+Axes = tuple[Axis, ...]
+
+
+def _size(axes: Axes, what: str) -> int:
+    return math.prod([int(getattr(a, what)) for a in axes])
+
+
+IMPLEMENTATIONS = ("dilated", "col2im", "polyphase", "auto")
+
+SMALL = 16 * 2**20  # bytes of intermediates that are never too many
+
+# Faces of the trilinear form (see `_bilinear`): the value and the two gradients.
+FACES = ("out", "lhs", "rhs")
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds per unit, on one platform, for float32."""
+
+    measured: str  # on what, or "" if these are guesses from XLA's source
+    call: float  # to start any operation
+    gemm: float  # per flop of a matrix product
+    conv: float  # per flop of a stride-1 or strided convolution
+    conv3: float  # the same, of 3 and more spatial dimensions
+    narrow: int  # output channels under which a convolution's flops cost in proportion more
+    dilated: float  # per flop of XLA's transposed convolution ...
+    stuffed: float  # ... and per flop on a zero-stuffed lhs, where it is run as that
+    stuffed3: float  # the same, of 3 and more spatial dimensions
+    kernel: float  # per flop of XLA's kernel gradient of it
+    byte: float  # of operands and result
+    folded: float  # per byte of Y (see `_col2im`), or of another intermediate of the value
+    unfolded: float  # per byte of U, or of another intermediate of a gradient
+    fresh: float  # per byte of intermediates that are too large to be reused
+    reused: int  # how large that is
+
+
+CPU = Rates(
+    measured="2 cores of an AMD EPYC (Zen 3), jaxlib 0.10.2",
+    call=15e-6,
+    gemm=1.0e-11,
+    conv=1.4e-11,
+    conv3=3.5e-11,
+    narrow=16,
+    dilated=1.15e-11,
+    stuffed=0.0,
+    stuffed3=1.4e-10,
+    kernel=1e-9,
+    byte=1e-10,
+    folded=1.3e-10,
+    unfolded=2.2e-10,
+    fresh=1e-9,
+    reused=30 * 2**20,
+)
+
+# Not measured yet. XLA runs a dilated convolution as a forward one over a zero-stuffed lhs,
+# unless its kernel is an explicit reverse, and its kernel gradient never as a backward-filter
+# call; see README, "GPU and TPU".
+GPU = Rates(
+    measured="",
+    call=10e-6,
+    gemm=1 / 40e12,
+    conv=1 / 30e12,
+    conv3=1 / 20e12,
+    narrow=32,
+    dilated=0.0,
+    stuffed=1 / 30e12,
+    stuffed3=1 / 20e12,
+    kernel=1 / 1e12,
+    byte=1 / 1.5e12,
+    folded=2 / 1.5e12,
+    unfolded=2 / 1.5e12,
+    fresh=0.0,
+    reused=0,
+)
+
+RATES: dict[str, Rates | None] = {"cpu": CPU, "cuda": GPU, "rocm": GPU, "tpu": None}
+
+
+class Choice(NamedTuple):
+    """A lowering of one face."""
+
+    name: str
+    gathered: int = 0  # of "col2im": leading spatial axes in gather form
+
+    def __str__(self) -> str:
+        return self.name + (" with the first axis gathered" if self.gathered else "")
+
+
+class Call(NamedTuple):
+    """What a cost depends on: one face, its axes, the sizes of its letters, bytes an element."""
+
+    face: str
+    axes: Axes
+    n: int
+    g: int
+    i: int
+    j: int
+    itemsize: int
+
+    @property
+    def flops(self) -> float:
+        return 2.0 * self._lhs * _size(self.axes, "taps") * self.j
+
+    @property
+    def stuffed_flops(self) -> float:
+        out = self.n * self.g * _size(self.axes, "out")
+        return 2.0 * out * _size(self.axes, "taps") * self.i * self.j
+
+    @property
+    def _lhs(self) -> int:
+        return self.n * self.g * self.i * _size(self.axes, "size")
+
+    @property
+    def rhs_bytes(self) -> int:
+        return self.itemsize * self.g * self.i * self.j * _size(self.axes, "taps")
+
+    @property
+    def bytes(self) -> int:
+        """Of lhs, rhs and output."""
+        out = self.n * self.g * self.j * _size(self.axes, "out")
+        return self.itemsize * (self._lhs + out) + self.rhs_bytes
+
+
+class Gemm(NamedTuple):
+    """What a GEMM with some axes gathered makes on the way."""
+
+    products: int
+    patches: int  # bytes
+    seen: int  # bytes: Y or U, see `_col2im`
+    temp: int  # bytes, as XLA was seen to allocate them
+
+
+def gemm(at: Call, gathered: int) -> Gemm:
+    products = patches = seen = 0
+    scattered = at.axes[gathered:]
+    for group in itertools.product(*[phase_groups(a) for a in at.axes[:gathered]]):
+        points = at.n * at.g * math.prod([rows(a) for a in at.axes[:gathered]])
+        points *= _size(scattered, "size")
+        shifts = math.prod([len(p.shifts) for p in group])
+        phases = math.prod([len(p.phases) for p in group])
+        products += 1
+        patches += points * shifts * at.i * at.itemsize if gathered else 0
+        seen += points * phases * _size(scattered, "taps") * at.j * at.itemsize
+    temp = patches + seen * (5 if at.face == "out" else 3) // 2
+    return Gemm(products, patches, seen, temp)
+
+
+def candidates(at: Call) -> list[Choice]:
+    """Every lowering of the face, in order of preference among equals."""
+    gathered = [Choice("col2im", 1)] if len(at.axes) > 1 else []
+    return [Choice("dilated"), Choice("col2im"), *gathered, Choice("polyphase")]
+
+
+def seconds(at: Call, choice: Choice, rates: Rates) -> float:
+    """The estimate."""
+    n = len(at.axes)
+    strided = any(a.stride > 1 for a in at.axes)
+    moved = rates.folded if at.face == "out" else rates.unfolded
+    conv = rates.conv3 if n > 2 else rates.conv
+    time = rates.call + at.bytes * rates.byte
+    if choice.name == "dilated":
+        if at.face == "rhs":
+            return time + at.flops * rates.kernel
+        if at.face == "lhs":
+            # The kernel is flipped and transposed first.
+            return time + at.flops * conv * _narrow(at.i, rates) + at.rhs_bytes * moved
+        if at.g > 1 and rates.stuffed3:
+            grouped = rates.stuffed3 * _narrow(at.j, rates)
+            return time + at.stuffed_flops * grouped
+        if not strided and n < 3:  # a plain convolution
+            return time + at.flops * conv * _narrow(at.j, rates)
+        stuffed = at.stuffed_flops * (rates.stuffed3 if n > 2 else rates.stuffed)
+        if n > 2 or rates.stuffed:
+            return time + stuffed * _narrow(at.j, rates)
+        slow = 4 if at.j < 4 else 1
+        slow *= 2 if any(a.dilation > 1 for a in at.axes) else 1
+        folded = gemm(at, 0).seen  # it is a GEMM and a fold, one image at a time
+        time += at.flops * rates.dilated * slow + folded * moved * 2
+        return time + _fresh(folded, rates)
+    if choice.name == "polyphase" and at.face != "rhs":
+        groups = [phase_groups(a) for a in at.axes]
+        phases = max(math.prod([len(p.phases) for p in g]) for g in itertools.product(*groups))
+        channels = at.i if at.face == "lhs" else at.j * phases
+        products = math.prod([len(g) for g in groups])
+        if strided:
+            time += (at.bytes - at.rhs_bytes) * moved
+        time += at.flops * conv * _narrow(channels, rates)
+        return time + products * rates.call + at.rhs_bytes * moved
+    made = gemm(at, n if choice.name == "polyphase" else choice.gathered)
+    time += at.flops * rates.gemm + (made.patches + made.seen + at.rhs_bytes) * moved
+    return time + 2 * made.products * rates.call + _fresh(made.temp, rates)
+
+
+def _narrow(channels: int, rates: Rates) -> float:
+    return max(rates.narrow / channels, 1.0)
+
+
+def _fresh(size: int, rates: Rates) -> float:
+    return size * rates.fresh if size > rates.reused else 0.0
+
+
+def _fits(at: Call, choice: Choice) -> bool:
+    """Whether intermediates stay within four times the operands and the result, or are small."""
+    if choice.name == "dilated" or (choice.name == "polyphase" and at.face != "rhs"):
+        return True
+    return gemm(at, choice.gathered or _all(at, choice)).temp <= max(4 * at.bytes, SMALL)
+
+
+def _all(at: Call, choice: Choice) -> int:
+    return len(at.axes) if choice.name == "polyphase" else 0
+
+
+def estimates(at: Call, platform: str, implementation: str) -> dict[Choice, float]:
+    """Seconds of each lowering that `implementation` allows."""
+    rates = RATES.get(platform) or CPU
+    allowed = [c for c in candidates(at) if implementation in ("auto", c.name)]
+    return {choice: seconds(at, choice, rates) for choice in allowed}
+
+
+@lru_cache(maxsize=4096)
+def _choose(implementation: str, platform: str, at: Call) -> Choice:
+    if implementation == "auto" and RATES.get(platform) is None:
+        return Choice("dilated")
+    costs = estimates(at, platform, implementation)
+    fitting = {c: t for c, t in costs.items() if _fits(at, c)}
+    if not fitting:
+        return min(costs, key=lambda c: gemm(at, c.gathered or _all(at, c)).temp)
+    return min(fitting, key=lambda c: fitting[c])
+
+
+def describe(face: str, axes: Axes, *, dtype: Any, n: int, g: int, i: int, j: int) -> Call:
+    return Call(face, axes, n, g, i, j, max(jnp.dtype(dtype).itemsize, 1))
+
+
+def choose(
+    implementation: str, platform: str, face: str, axes: Axes, *, dtype: Any, **letters: Any
+) -> Choice:
+    """The lowering of one face of one call, given its letters n, g, i and j."""
+    if implementation in ("dilated", "polyphase"):
+        return Choice(implementation)
+    if any(type(size) is not int for size in letters.values()):
+        # Symbolic: whatever works for every size.
+        return Choice("dilated" if implementation == "auto" else implementation)
+    return _choose(implementation, platform, describe(face, axes, dtype=dtype, **letters))
