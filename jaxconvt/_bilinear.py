@@ -108,7 +108,8 @@ def conv(
     """`_dilated.conv` by the primitive, for which there must be no `obstacle`."""
     if isinstance(lhs, jax.core.Tracer) or isinstance(rhs, jax.core.Tracer):
         return _conv(lhs, rhs, spec, implementation, precision, preferred_element_type)
-    return _eager(lhs, rhs, spec, implementation, precision, preferred_element_type)
+    out: jax.Array = _eager(lhs, rhs, spec, implementation, precision, preferred_element_type)
+    return out
 
 
 def _conv(
@@ -157,7 +158,8 @@ _eager = jax.jit(_conv, static_argnums=(2, 3, 4, 5), inline=True)
 
 def _vary_alike(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Operands that vary over the same mesh axes of a `shard_map`, as JAX's own primitives do."""
-    vma = [getattr(getattr(v, "aval", None), "vma", frozenset()) for v in (x, y)]
+    none: frozenset[Any] = frozenset()
+    vma = [getattr(getattr(v, "aval", None), "vma", none) for v in (x, y)]
     if vma[0] == vma[1]:
         return x, y
     pair = []
@@ -193,9 +195,7 @@ def compute(
     choice = _plan.choose(implementation, platform, face, axes, dtype=x.dtype, **letters)
     x, y, how = _prepare(x, y, precision, dtype)
     result = _run(choice, face, x, y, axes, how, letters)
-    if jnp.dtype(dtype) == jnp.bool_:
-        return jnp.not_equal(result, 0)
-    return result.astype(dtype)
+    return jnp.not_equal(result, 0) if jnp.dtype(dtype) == jnp.bool_ else result.astype(dtype)
 
 
 def _prepare(
@@ -225,17 +225,19 @@ def _run(
     how: Numerics,
     letters: dict[str, Any],
 ) -> jax.Array:
+    result: jax.Array
     if choice.name == "col2im" and letters["g"] > 1 and letters["i"] == 1:
-        function = getattr(_depthwise, _FUNCTIONS[face])
-        return function(x, y, axes, how)
-    function = getattr(_MODULES[choice.name], _FUNCTIONS[face])
+        result = getattr(_depthwise, _FUNCTIONS[face])(x, y, axes, how)
+        return result
+    function = partial(getattr(_MODULES[choice.name], _FUNCTIONS[face]), axes=axes, how=how)
     if choice.gathered:
         function = partial(function, gathered=choice.gathered)
-    at = [-len(LETTERS[array]) for array in (*OPERANDS[face], face)]
+    at = [-len(LETTERS[array]) for array in (*OPERANDS[face], face)]  # of the group axis
     if letters["g"] == 1:
-        result = function(*[lax.squeeze(v, (v.ndim + j,)) for v, j in zip((x, y), at)], axes, how)  # noqa: B905
-        return lax.expand_dims(result, (result.ndim + 1 + at[2],))
-    return jax.vmap(lambda a, b: function(a, b, axes, how), at[:2], at[2])(x, y)
+        result = jnp.expand_dims(function(jnp.squeeze(x, at[0]), jnp.squeeze(y, at[1])), at[2])
+    else:
+        result = jax.vmap(function, (at[0], at[1]), at[2])(x, y)
+    return result
 
 
 def _impl(x: jax.Array, y: jax.Array, **params: Any) -> jax.Array:
@@ -255,7 +257,8 @@ def _program(x: jax.Array, y: jax.Array, params: tuple[tuple[str, Any], ...]) ->
 def _abstract(x: Any, y: Any, *, face: str, axes: Axes, dtype: Any, **_: Any) -> Any:
     shape = shape_of(face, axes, **_letters(face, x, y, axes))
     weak = face == "out" and x.weak_type and y.weak_type and x.dtype == dtype
-    vma: frozenset[Any] = getattr(x, "vma", frozenset()) | getattr(y, "vma", frozenset())
+    none: frozenset[Any] = frozenset()
+    vma = getattr(x, "vma", none) | getattr(y, "vma", none)
     kwargs: dict[str, Any] = {"vma": vma} if vma else {}
     return jax.core.ShapedArray(shape, jnp.dtype(dtype), weak_type=weak, **kwargs)
 
