@@ -326,7 +326,6 @@ def describe(
         isinstance(padding, str)
         and padding not in ("SAME", "VALID")
         and not use_consistent_padding
-        and output_shape is None
         and all(s == 1 for s in strides)
     )
     given = (padding.upper(),) * n if isinstance(padding, str) else padding

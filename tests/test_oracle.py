@@ -190,6 +190,34 @@ class OracleTest(parameterized.TestCase):
             )
 
 
+class OutputShapeTest(parameterized.TestCase):
+    @parameterized.product(padding=("SAME", "VALID", "SAME_LOWER", ((2, 1),), ((-1, 3),)))
+    def test_sizes_accepted(self, padding):
+        # Just those that the forward convolution takes to the size of lhs.
+        accepted = 0
+        for i, (k, d), s in itertools.product((0, 1, 3), ((1, 1), (2, 2), (4, 1)), (1, 3)):
+            e = (k - 1) * d + 1
+            lhs = jax.ShapeDtypeStruct((1, i, 1), np.float32)
+            rhs = jax.ShapeDtypeStruct((k, 1, 1), np.float32)
+            for o in range((i + 1) * s + e + 2):
+                if isinstance(padding, str) and padding != "VALID":
+                    fits = -(-o // s) == i
+                else:
+                    padded = o + (0 if padding == "VALID" else sum(padding[0]))
+                    fits = max((padded - e) // s + 1, 0) == i
+                f = functools.partial(
+                    conv_transpose, strides=(s,), padding=padding, rhs_dilation=(d,),
+                    output_shape=(o,), use_consistent_padding=not isinstance(padding, str),
+                )  # fmt: skip
+                if fits:
+                    self.assertEqual(jax.eval_shape(f, lhs, rhs).shape, (1, o, 1))
+                    accepted += 1
+                else:
+                    with self.assertRaisesRegex(ValueError, "output_shape must be a size"):
+                        jax.eval_shape(f, lhs, rhs)
+        self.assertGreater(accepted, 20)
+
+
 class GradientTest(parameterized.TestCase):
     """Given the forward kernel and `transpose_kernel=True`, it is the forward pass's gradient."""
 
