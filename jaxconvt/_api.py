@@ -127,19 +127,11 @@ def conv_transpose(
     if precision is not None or preferred_element_type is not None:
         _spec.check_numerics(lhs.dtype, precision, preferred_element_type)
     _spec.choice("implementation", implementation, IMPLEMENTATIONS)
-    if out_sharding is not None:
-        if not _HAS_OUT_SHARDING:
-            raise ValueError(
-                f"out_sharding must be None on JAX {jax.__version__}, whose "
-                f"lax.conv_general_dilated does not take it yet, got {out_sharding!r}."
-            )
-        if implementation not in ("dilated", "auto"):
-            raise ValueError(
-                f"out_sharding needs implementation 'dilated' or 'auto', got {out_sharding!r} "
-                f"with implementation={implementation!r}."
-            )
-        return _dilated.conv(
-            lhs, rhs, spec, precision, preferred_element_type, out_sharding=out_sharding
+    sharding = {} if out_sharding is None else {"out_sharding": out_sharding}
+    if sharding and not _HAS_OUT_SHARDING:
+        raise ValueError(
+            f"out_sharding must be None on JAX {jax.__version__}, whose "
+            f"lax.conv_general_dilated does not take it yet, got {out_sharding!r}."
         )
     if implementation != "dilated":
         obstacle = _bilinear.obstacle(lhs, rhs, spec)
@@ -150,4 +142,4 @@ def conv_transpose(
                 f"implementation must be 'dilated' or 'auto' for {obstacle}, got "
                 f"{implementation!r}."
             )
-    return _dilated.conv(lhs, rhs, spec, precision, preferred_element_type)
+    return _dilated.conv(lhs, rhs, spec, precision, preferred_element_type, **sharding)

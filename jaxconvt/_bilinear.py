@@ -29,7 +29,7 @@ from jax.interpreters import ad, batching, mlir
 from jaxconvt import _col2im, _depthwise, _dilated, _plan, _polyphase
 from jaxconvt._plan import Choice
 from jaxconvt._spec import Array, Shape, Spec
-from jaxconvt._views import Axes, Numerics
+from jaxconvt._views import Axes, Numerics, vary_alike
 
 # The two operands of each face, in order.
 OPERANDS = {"out": ("lhs", "rhs"), "lhs": ("out", "rhs"), "rhs": ("lhs", "out")}
@@ -76,12 +76,19 @@ def obstacle(lhs: Array, rhs: Array, spec: Spec) -> str:
     """Why the primitive can't make this call, in words, or "": then "auto" is "dilated"."""
     if not all(type(size) is int for axis in spec.axes for size in (axis.size, axis.taps)):
         return f"symbolic spatial sizes, here of lhs {lhs.shape} and rhs {rhs.shape}"
-    for name, x in (("lhs", lhs), ("rhs", rhs)):
-        sharding = getattr(getattr(x, "aval", None), "sharding", None)
-        mesh = getattr(sharding, "mesh", None)
-        if mesh is not None and "Explicit" in str(getattr(mesh, "axis_types", "")):
-            return f"operands on a mesh of explicit axes, here of {name} with {sharding}"
+    if _explicit(lhs, rhs) and not hasattr(jax.sharding, "auto_axes"):
+        return f"explicitly sharded operands on JAX {jax.__version__}"
     return ""
+
+
+def _explicit(*arrays: Array) -> bool:
+    """Whether any is sharded over mesh axes of type Explicit, so that its type says so."""
+    specs = [getattr(getattr(_aval(x), "sharding", None), "spec", ()) for x in arrays]
+    return any(axis is not None for spec in specs for axis in spec)
+
+
+def _aval(x: Array) -> Any:
+    return getattr(x, "aval", None)
 
 
 def letters_of(lhs_shape: Shape, rhs_shape: Shape, spec: Spec) -> dict[str, Any]:
@@ -104,11 +111,28 @@ def conv(
     implementation: str,
     precision: Any,
     preferred_element_type: Any,
+    **out_sharding: Any,
 ) -> jax.Array:
     """`_dilated.conv` by the primitive, for which there must be no `obstacle`."""
-    if isinstance(lhs, jax.core.Tracer) or isinstance(rhs, jax.core.Tracer):
-        return _conv(lhs, rhs, spec, implementation, precision, preferred_element_type)
-    out: jax.Array = _eager(lhs, rhs, spec, implementation, precision, preferred_element_type)
+    arguments = spec, implementation, precision, preferred_element_type
+    out: jax.Array
+    if not (isinstance(lhs, jax.core.Tracer) or isinstance(rhs, jax.core.Tracer) or out_sharding):
+        out = _eager(lhs, rhs, *arguments)
+    elif out_sharding or _explicit(lhs, rhs):
+        # Sharded as the default would be; the compiler's business inside.
+        like = jax.eval_shape(
+            lambda lhs, rhs: _dilated.conv(
+                lhs, rhs, spec, precision, preferred_element_type, **out_sharding
+            ),
+            lhs,
+            rhs,
+        )
+        inside = jax.sharding.auto_axes(
+            lambda lhs, rhs: _conv(lhs, rhs, *arguments), out_sharding=like.sharding.spec
+        )
+        out = inside(lhs, rhs)
+    else:
+        out = _conv(lhs, rhs, *arguments)
     return out
 
 
@@ -121,7 +145,7 @@ def _conv(
     preferred_element_type: Any,
 ) -> jax.Array:
     """Any layout in, the primitive's own, any layout out."""
-    lhs, rhs = _vary_alike(jnp.asarray(lhs), jnp.asarray(rhs))
+    lhs, rhs = vary_alike(jnp.asarray(lhs), jnp.asarray(rhs))
     dtype = lhs.dtype if preferred_element_type is None else preferred_element_type
     dn, g = spec.dimension_numbers, spec.groups
     batch, channels, *spatial = dn.lhs_spec
@@ -153,24 +177,7 @@ def _conv(
     return lax.transpose(out, order)
 
 
-_eager = jax.jit(_conv, static_argnums=(2, 3, 4, 5), inline=True)
-
-
-def _vary_alike(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Operands that vary over the same mesh axes of a `shard_map`, as JAX's own primitives do."""
-    none: frozenset[Any] = frozenset()
-    vma = [getattr(getattr(v, "aval", None), "vma", none) for v in (x, y)]
-    if vma[0] == vma[1]:
-        return x, y
-    pair = []
-    for v, missing in ((x, vma[1] - vma[0]), (y, vma[0] - vma[1])):
-        if not missing:
-            pair.append(v)
-        elif hasattr(lax, "pcast"):
-            pair.append(lax.pcast(v, tuple(missing), to="varying"))
-        else:
-            pair.append(lax.pvary(v, tuple(missing)))  # type: ignore[attr-defined]
-    return pair[0], pair[1]
+_eager = jax.jit(conv, static_argnums=(2, 3, 4, 5), inline=True)
 
 
 # Evaluation
@@ -257,10 +264,8 @@ def _program(x: jax.Array, y: jax.Array, params: tuple[tuple[str, Any], ...]) ->
 def _abstract(x: Any, y: Any, *, face: str, axes: Axes, dtype: Any, **_: Any) -> Any:
     shape = shape_of(face, axes, **_letters(face, x, y, axes))
     weak = face == "out" and x.weak_type and y.weak_type and x.dtype == dtype
-    none: frozenset[Any] = frozenset()
-    vma = getattr(x, "vma", none) | getattr(y, "vma", none)
-    kwargs: dict[str, Any] = {"vma": vma} if vma else {}
-    return jax.core.ShapedArray(shape, jnp.dtype(dtype), weak_type=weak, **kwargs)
+    # All arrays have the same rank; `update` keeps whatever else this JAX has in its types.
+    return x.update(shape=shape, dtype=jnp.dtype(dtype), weak_type=weak)
 
 
 conv_transpose_p.def_abstract_eval(_abstract)
@@ -319,6 +324,16 @@ def _axis(array: str, letter: str, ndim: int) -> int:
 
 
 batching.primitive_batchers[conv_transpose_p] = _batch
+
+
+# Devices
+
+# Before JAX 0.7, `shard_map` asks every primitive how it treats values that differ per device.
+if jax.__version_info__ < (0, 7):
+    from jax.experimental import shard_map as _shard_map
+
+    for _register in ("register_standard_check", "register_standard_rewrite"):
+        getattr(_shard_map, _register, lambda primitive: None)(conv_transpose_p)
 
 
 # Lowering

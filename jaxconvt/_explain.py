@@ -75,15 +75,11 @@ def explain(*args: Any, platform: str | None = None, **kwargs: Any) -> Explanati
         return lhs
 
     jax.eval_shape(trace, call.arguments["lhs"], call.arguments["rhs"])
-    return _explanation(platform, *seen[0], call.arguments["out_sharding"])
+    return _explanation(platform, *seen[0])
 
 
-def _explanation(
-    platform: str, lhs: Array, rhs: Array, spec: Spec, out_sharding: Any
-) -> Explanation:
+def _explanation(platform: str, lhs: Array, rhs: Array, spec: Spec) -> Explanation:
     obstacle = _bilinear.obstacle(lhs, rhs, spec)
-    if out_sharding is not None:
-        obstacle = f"out_sharding, here {out_sharding}"
     rates = _plan.RATES[platform]
     if obstacle or rates is None:
         why = f"nothing else is made for {obstacle}" if obstacle else "nothing else is measured"

@@ -91,7 +91,10 @@ def seen(out: jax.Array, axes: Axes, group: Group) -> jax.Array:
 
 def back(view: Callable[[jax.Array], jax.Array], shape: tuple[int, ...], x: jax.Array) -> jax.Array:
     """The transpose of a view of an array of `shape`, applied to `x`."""
-    result: jax.Array = jax.linear_transpose(view, jax.ShapeDtypeStruct(shape, x.dtype))(x)[0]
+    like: Any = jax.ShapeDtypeStruct(shape, x.dtype)
+    if _varying(x):  # and so must what is viewed; nobody reads the zeros
+        like = _vary(jnp.zeros(shape, x.dtype), _varying(x))
+    result: jax.Array = jax.linear_transpose(view, like)(x)[0]
     return result
 
 
@@ -109,3 +112,29 @@ def _take(x: jax.Array, indices: list[int], axis: int) -> jax.Array:
     if indices == list(range(indices[0], stop, step)):
         return lax.slice_in_dim(x, indices[0], stop, step, axis=axis)
     return lax.concatenate([lax.slice_in_dim(x, j, j + 1, axis=axis) for j in indices], axis)
+
+
+def vary_alike(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Operands that vary over the same mesh axes of a `shard_map`, as JAX's own primitives do."""
+    over = [_varying(x), _varying(y)]
+    return _vary(x, over[1] - over[0]), _vary(y, over[0] - over[1])
+
+
+def _varying(x: jax.Array) -> frozenset[str]:
+    aval = getattr(
+        x, "aval", None
+    )  # has one attribute or the other, or none, by the version of JAX
+    axes: frozenset[str] = getattr(
+        getattr(aval, "manual_axis_type", aval), "varying", getattr(aval, "vma", frozenset())
+    )
+    return axes
+
+
+def _vary(x: jax.Array, axes: frozenset[str]) -> jax.Array:
+    if not axes:
+        return x
+    if hasattr(lax, "pcast"):
+        varied: jax.Array = lax.pcast(x, tuple(axes), to="varying")
+    else:
+        varied = lax.pvary(x, tuple(axes))  # type: ignore[attr-defined]
+    return varied
