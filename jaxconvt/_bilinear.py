@@ -44,7 +44,10 @@ conv_transpose_p = Primitive("conv_transpose")
 
 
 def bind(face: str, x: jax.Array, y: jax.Array, **params: Any) -> jax.Array:
-    """`params`: axes, implementation, precision, and the dtype of the result."""
+    """`params`: axes, implementation, precision, the dtype of the result, and `flipped`.
+
+    `flipped` says that rhs is an explicit reverse, which some backends look for.
+    """
     result: jax.Array = conv_transpose_p.bind(x, y, face=face, **params)
     return result
 
@@ -168,6 +171,7 @@ def _conv(
         implementation=implementation,
         precision=precision,
         dtype=jax.dtypes.canonicalize_dtype(dtype),
+        flipped=spec.transpose_kernel,
     )
     out = out.reshape(*out.shape[:-2], g * out.shape[-1])
     batch, channels, *spatial = dn.out_spec
@@ -192,6 +196,7 @@ def compute(
     implementation: str,
     precision: Any,
     dtype: Any,
+    flipped: bool,
     platform: str,
 ) -> jax.Array:
     """The face in terms of JAX's own primitives, as is best on the platform."""
@@ -199,7 +204,8 @@ def compute(
     shape = shape_of(face, axes, **letters)
     if 0 in (*x.shape, *y.shape, *shape):
         return jnp.zeros(shape, dtype)
-    choice = _plan.choose(implementation, platform, face, axes, dtype=x.dtype, **letters)
+    asked = {"dtype": x.dtype, "flipped": flipped, **letters}
+    choice = _plan.choose(implementation, platform, face, axes, **asked)
     x, y, how = _prepare(x, y, precision, dtype)
     result = _run(choice, face, x, y, axes, how, letters)
     return jnp.not_equal(result, 0) if jnp.dtype(dtype) == jnp.bool_ else result.astype(dtype)

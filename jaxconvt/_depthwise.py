@@ -1,24 +1,41 @@
-"""Scatter form for one lhs channel a group: its products are no GEMMs, but elementwise.
+"""Gather form for one lhs channel a group: its products are no GEMMs, but elementwise.
 
-As in `_col2im`, with channels c = [g, j] last throughout, which is how they vectorise:
+All axes are gathered (see `_views`), and channels c = [g, j] are last throughout, which is
+how they vectorise. For each group of phases, with k = kernel(rhs):
 
-    Y[n, a.., b.., c] = lhs[n, a.., c] * rhs[b.., c]
+    out[n, m.., r.., c]  = sum over shifts q of lhs[n, (m-q).., c] * k[q.., r.., c]
+
+It is a loop over the shifts, of which there are about prod(k/s), and no intermediate is
+larger than the output.
 """
+
+import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from jaxconvt import _views as views
-from jaxconvt._views import Axes, Numerics
+from jaxconvt._geometry import rows
+from jaxconvt._views import Axes, Group, Numerics
 
 
 def value(lhs: jax.Array, rhs: jax.Array, axes: Axes, how: Numerics) -> jax.Array:
     """[n, a.., g, 1], [b.., g, 1, j] -> [n, p.., g, j], computed as `how` says."""
     n = len(axes)
     g, _, j = rhs.shape[n:]
-    lhs, rhs = _across(lhs, axes, j, how), _taps(rhs, axes, how)
+    lhs, rhs = _across(lhs, j, how), _taps(rhs, n, how)
     shape = (lhs.shape[0], *[a.out for a in axes], g * j)
-    out = views.back(lambda out: views.seen(out, axes, ()), shape, lhs * rhs)
+    parts = []
+    for group in views.groups(axes, n):
+        kernel = views.kernel(rhs, axes, group)
+        terms = [
+            jnp.expand_dims(_shift(lhs, axes, qs), _phases(n)) * kernel[index][0]
+            for index, qs in _shifts(group)
+        ]
+        view = partial(views.seen, axes=axes, group=group)
+        parts.append(views.back(view, shape, sum(terms[1:], terms[0])))
+    out = sum(parts[1:], parts[0])
     return out.reshape(*out.shape[:-1], g, j)
 
 
@@ -26,8 +43,14 @@ def grad_lhs(ct: jax.Array, rhs: jax.Array, axes: Axes, how: Numerics) -> jax.Ar
     """[n, p.., g, j], [b.., g, 1, j] -> [n, a.., g, 1]."""
     n = len(axes)
     g, j = ct.shape[n + 1 :]
-    products = _seen(ct, axes, how) * _taps(rhs, axes, how)
-    lhs = jnp.sum(products, axis=tuple(range(1 + n, 1 + 2 * n)))
+    ct, rhs = _channels(ct, how), _taps(rhs, n, how)
+    terms = []
+    for group in views.groups(axes, n):
+        kernel, seen = views.kernel(rhs, axes, group), views.seen(ct, axes, group)
+        for index, qs in _shifts(group):
+            products = jnp.sum(seen * kernel[index][0], axis=_phases(n))
+            terms.append(_shift(products, axes, qs, back=True))
+    lhs = sum(terms[1:], terms[0])
     return jnp.sum(lhs.reshape(*lhs.shape[:-1], g, j), axis=-1, keepdims=True)
 
 
@@ -35,26 +58,58 @@ def grad_rhs(lhs: jax.Array, ct: jax.Array, axes: Axes, how: Numerics) -> jax.Ar
     """[n, a.., g, 1], [n, p.., g, j] -> [b.., g, 1, j]."""
     n = len(axes)
     g, j = ct.shape[n + 1 :]
-    products = _across(lhs, axes, j, how) * _seen(ct, axes, how)
-    rhs = jnp.sum(products, axis=tuple(range(1 + n)))
-    return jnp.flip(rhs, tuple(range(n))).reshape(*rhs.shape[:-1], g, 1, j)
+    lhs, ct = _across(lhs, j, how), _channels(ct, how)
+    shape = (*[a.taps for a in axes], 1, g * j)
+    parts = []
+    for group in views.groups(axes, n):
+        seen = views.seen(ct, axes, group)
+        terms = [
+            jnp.sum(
+                jnp.expand_dims(_shift(lhs, axes, qs), _phases(n)) * seen,
+                axis=tuple(range(n + 1)),
+            )
+            for _, qs in _shifts(group)
+        ]
+        kernel = jnp.stack(terms).reshape(
+            *[len(phases.shifts) for phases in group], 1, *terms[0].shape
+        )
+        parts.append(views.back(partial(views.kernel, axes=axes, group=group), shape, kernel))
+    rhs = sum(parts[1:], parts[0])
+    return rhs.reshape(*rhs.shape[:n], g, 1, j)
 
 
-def _across(lhs: jax.Array, axes: Axes, j: int, how: Numerics) -> jax.Array:
-    """[n, a.., g, 1] -> [n, a.., 1.., g*j]."""
-    lhs = lhs.astype(how.preferred_element_type)
-    lhs = jnp.broadcast_to(lhs, (*lhs.shape[:-1], j))
-    return lhs.reshape(*lhs.shape[:-2], *[1] * len(axes), lhs.shape[-2] * j)
+def _phases(n: int) -> tuple[int, ...]:
+    """Where the phases are in [n, m.., r.., c]."""
+    return tuple(range(1 + n, 1 + 2 * n))
 
 
-def _taps(rhs: jax.Array, axes: Axes, how: Numerics) -> jax.Array:
-    """[b.., g, 1, j] -> [b.., g*j], flipped as `views.seen` has them."""
-    n = len(axes)
-    rhs = jnp.flip(rhs.astype(how.preferred_element_type), tuple(range(n)))
-    return rhs.reshape(*rhs.shape[:n], -1)
+def _shifts(group: Group) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Each choice of one shift per axis, by index and by value."""
+    by_axis = [list(enumerate(phases.shifts)) for phases in group]
+    return [
+        (tuple([index for index, _ in chosen]), tuple([q for _, q in chosen]))
+        for chosen in itertools.product(*by_axis)
+    ]
 
 
-def _seen(ct: jax.Array, axes: Axes, how: Numerics) -> jax.Array:
-    """[n, p.., g, j] -> [n, a.., b.., g*j]."""
-    ct = ct.astype(how.preferred_element_type)
-    return views.seen(ct.reshape(*ct.shape[:-2], -1), axes, ())
+def _shift(x: jax.Array, axes: Axes, qs: tuple[int, ...], back: bool = False) -> jax.Array:
+    """[n, a.., c] -> [n, m.., c], with lhs[m - q] at m; with `back`, its transpose."""
+    for at, (axis, q) in enumerate(zip(axes, qs, strict=True), 1):
+        low, high = q, rows(axis) - axis.size - q
+        x = views.pad(x, at, -low, -high) if back else views.pad(x, at, low, high)
+    return x
+
+
+def _across(lhs: jax.Array, j: int, how: Numerics) -> jax.Array:
+    """[n, a.., g, 1] -> [n, a.., g*j]."""
+    return _channels(jnp.broadcast_to(lhs, (*lhs.shape[:-1], j)), how)
+
+
+def _taps(rhs: jax.Array, n: int, how: Numerics) -> jax.Array:
+    """[b.., g, 1, j] -> [b.., 1, g*j]."""
+    return rhs.astype(how.preferred_element_type).reshape(*rhs.shape[:n], 1, -1)
+
+
+def _channels(x: jax.Array, how: Numerics) -> jax.Array:
+    """[.., g, j] -> [.., g*j], in the dtype to sum in."""
+    return x.astype(how.preferred_element_type).reshape(*x.shape[:-2], -1)

@@ -87,7 +87,7 @@ def _explanation(platform: str, lhs: Array, rhs: Array, spec: Spec) -> Explanati
     letters = _bilinear.letters_of(lhs.shape, rhs.shape, spec)
     choices, estimates = {}, {}
     for face, title in _TITLES.items():
-        asked: dict[str, Any] = {"dtype": lhs.dtype, **letters}
+        asked = {"dtype": lhs.dtype, "flipped": spec.transpose_kernel, **letters}
         choices[title] = str(_plan.choose("auto", platform, face, spec.axes, **asked))
         costs = _plan.estimates(_plan.describe(face, spec.axes, **asked), platform, "auto")
         estimates[title] = {str(choice): seconds for choice, seconds in costs.items()}

@@ -40,6 +40,8 @@ class Rates:
     gemm: float  # per flop of a matrix product
     conv: float  # per flop of a stride-1 or strided convolution
     conv3: float  # the same, of 3 and more spatial dimensions
+    grouped: float  # times as much if there are groups
+    elementwise: float  # per flop of what is no product of matrices
     narrow: int  # output channels under which a convolution's flops cost in proportion more
     dilated: float  # per flop of XLA's transposed convolution ...
     stuffed: float  # ... and per flop on a zero-stuffed lhs, where it is run as that
@@ -58,6 +60,8 @@ CPU = Rates(
     gemm=1.0e-11,
     conv=1.4e-11,
     conv3=3.5e-11,
+    grouped=8.0,
+    elementwise=2e-10,
     narrow=16,
     dilated=1.15e-11,
     stuffed=0.0,
@@ -79,11 +83,13 @@ GPU = Rates(
     gemm=1 / 40e12,
     conv=1 / 30e12,
     conv3=1 / 20e12,
+    grouped=2.0,
+    elementwise=1 / 2e12,
     narrow=32,
     dilated=0.0,
     stuffed=1 / 30e12,
     stuffed3=1 / 20e12,
-    kernel=1 / 1e12,
+    kernel=1 / 2e11,
     byte=1 / 1.5e12,
     folded=2 / 1.5e12,
     unfolded=2 / 1.5e12,
@@ -114,6 +120,11 @@ class Call(NamedTuple):
     i: int
     j: int
     itemsize: int
+    flipped: bool  # whether rhs is an explicit reverse of what the user gave
+
+    @property
+    def depthwise(self) -> bool:
+        return self.g > 1 and self.i == 1
 
     @property
     def flops(self) -> float:
@@ -165,7 +176,7 @@ def gemm(at: Call, gathered: int) -> Gemm:
 
 def candidates(at: Call) -> list[Choice]:
     """Every lowering of the face, in order of preference among equals."""
-    gathered = [Choice("col2im", 1)] if len(at.axes) > 1 else []
+    gathered = [Choice("col2im", 1)] if len(at.axes) > 1 and not at.depthwise else []
     return [Choice("dilated"), Choice("col2im"), *gathered, Choice("polyphase")]
 
 
@@ -173,8 +184,9 @@ def seconds(at: Call, choice: Choice, rates: Rates) -> float:
     """The estimate."""
     n = len(at.axes)
     strided = any(a.stride > 1 for a in at.axes)
+    dilated = any(a.dilation > 1 for a in at.axes)
     moved = rates.folded if at.face == "out" else rates.unfolded
-    conv = rates.conv3 if n > 2 else rates.conv
+    conv = (rates.conv3 if n > 2 else rates.conv) * (rates.grouped if at.g > 1 else 1.0)
     time = rates.call + at.bytes * rates.byte
     if choice.name == "dilated":
         if at.face == "rhs":
@@ -187,11 +199,13 @@ def seconds(at: Call, choice: Choice, rates: Rates) -> float:
             return time + at.stuffed_flops * grouped
         if not strided and n < 3:  # a plain convolution
             return time + at.flops * conv * _narrow(at.j, rates)
+        if rates.stuffed and at.flipped and at.g == 1 and not dilated:
+            return time + at.flops * conv * _narrow(at.j, rates)  # what cuDNN has a call for
         stuffed = at.stuffed_flops * (rates.stuffed3 if n > 2 else rates.stuffed)
         if n > 2 or rates.stuffed:
             return time + stuffed * _narrow(at.j, rates)
         slow = 4 if at.j < 4 else 1
-        slow *= 2 if any(a.dilation > 1 for a in at.axes) else 1
+        slow *= 2 if dilated else 1
         folded = gemm(at, 0).seen  # it is a GEMM and a fold, one image at a time
         time += at.flops * rates.dilated * slow + folded * moved * 2
         return time + _fresh(folded, rates)
@@ -204,6 +218,8 @@ def seconds(at: Call, choice: Choice, rates: Rates) -> float:
             time += (at.bytes - at.rhs_bytes) * moved
         time += at.flops * conv * _narrow(channels, rates)
         return time + products * rates.call + at.rhs_bytes * moved
+    if at.depthwise and choice.name == "col2im":  # see `_depthwise`
+        return time + 4 * rates.call + at.flops * rates.elementwise
     made = gemm(at, n if choice.name == "polyphase" else choice.gathered)
     time += at.flops * rates.gemm + (made.patches + made.seen + at.rhs_bytes) * moved
     return time + 2 * made.products * rates.call + _fresh(made.temp, rates)
@@ -220,6 +236,8 @@ def _fresh(size: int, rates: Rates) -> float:
 def _fits(at: Call, choice: Choice) -> bool:
     """Whether intermediates stay within four times the operands and the result, or are small."""
     if choice.name == "dilated" or (choice.name == "polyphase" and at.face != "rhs"):
+        return True
+    if choice.name == "col2im" and at.depthwise:
         return True
     return gemm(at, choice.gathered or _all(at, choice)).temp <= max(4 * at.bytes, SMALL)
 
@@ -246,12 +264,21 @@ def _choose(implementation: str, platform: str, at: Call) -> Choice:
     return min(fitting, key=lambda c: fitting[c])
 
 
-def describe(face: str, axes: Axes, *, dtype: Any, n: int, g: int, i: int, j: int) -> Call:
-    return Call(face, axes, n, g, i, j, max(jnp.dtype(dtype).itemsize, 1))
+def describe(
+    face: str, axes: Axes, *, dtype: Any, flipped: bool, n: int, g: int, i: int, j: int
+) -> Call:
+    return Call(face, axes, n, g, i, j, max(jnp.dtype(dtype).itemsize, 1), flipped)
 
 
 def choose(
-    implementation: str, platform: str, face: str, axes: Axes, *, dtype: Any, **letters: Any
+    implementation: str,
+    platform: str,
+    face: str,
+    axes: Axes,
+    *,
+    dtype: Any,
+    flipped: bool,
+    **letters: Any,
 ) -> Choice:
     """The lowering of one face of one call, given its letters n, g, i and j."""
     if implementation in ("dilated", "polyphase"):
@@ -259,4 +286,5 @@ def choose(
     if any(type(size) is not int for size in letters.values()):
         # Symbolic: whatever works for every size.
         return Choice("dilated" if implementation == "auto" else implementation)
-    return _choose(implementation, platform, describe(face, axes, dtype=dtype, **letters))
+    at = describe(face, axes, dtype=dtype, flipped=flipped, **letters)
+    return _choose(implementation, platform, at)
