@@ -8,7 +8,7 @@ import jax
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxconvt import _bilinear, _dilated, _spec
+from jaxconvt import _dilated, _spec
 from jaxconvt._plan import IMPLEMENTATIONS
 
 _HAS_OUT_SHARDING = "out_sharding" in inspect.signature(lax.conv_general_dilated).parameters
@@ -134,6 +134,9 @@ def conv_transpose(
             f"lax.conv_general_dilated does not take it yet, got {out_sharding!r}."
         )
     if implementation != "dilated":
+        # Only now: jax.extend, which it needs, takes longer to import than all else here.
+        from jaxconvt import _bilinear
+
         obstacle = _bilinear.obstacle(lhs, rhs, spec)
         if not obstacle:
             return _bilinear.conv(lhs, rhs, spec, implementation, precision, preferred_element_type)

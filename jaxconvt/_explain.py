@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from jaxconvt import _bilinear, _plan, _spec
+from jaxconvt import _plan, _spec
 from jaxconvt._api import conv_transpose
 from jaxconvt._spec import Array, Spec
 
@@ -79,6 +79,8 @@ def explain(*args: Any, platform: str | None = None, **kwargs: Any) -> Explanati
 
 
 def _explanation(platform: str, lhs: Array, rhs: Array, spec: Spec) -> Explanation:
+    from jaxconvt import _bilinear  # late, as in `_api`
+
     obstacle = _bilinear.obstacle(lhs, rhs, spec)
     rates = _plan.RATES[platform]
     if obstacle or rates is None:

@@ -1,0 +1,256 @@
+"""What "auto" decides, for whom, and how it says so."""
+
+import inspect
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+from jax import export
+
+import jaxconvt
+from jaxconvt import _bilinear, _plan, _spec, explain
+from jaxconvt._layers import LAYERS
+from tests import util
+
+BY_NAME = {layer.name: layer for layer in LAYERS}
+TITLES = ("value", "lhs gradient", "rhs gradient")
+
+
+def explained(name, platform="cpu", **kwargs):
+    call = BY_NAME[name].call()
+    return explain(call.lhs, call.rhs, platform=platform, **(call.kwargs | kwargs))
+
+
+def decided(name, face, platform):
+    """The `_plan.Call` of one face of a layer, and what auto picks for it."""
+    call = BY_NAME[name].call()
+    names = list(inspect.signature(_spec.read).parameters)[2:]
+    bound = inspect.signature(jaxconvt.conv_transpose).bind(call.lhs, call.rhs, **call.kwargs)
+    bound.apply_defaults()
+    read = {name: bound.arguments[name] for name in names}
+    lhs, rhs = (np.zeros(x.shape, x.dtype) for x in (call.lhs, call.rhs))
+    *_, spec = _spec.read(lhs, rhs, **read)
+    asked = _bilinear.letters_of(lhs.shape, rhs.shape, spec)
+    asked |= {"dtype": lhs.dtype, "flipped": False}
+    choice = _plan.choose("auto", platform, face, spec.axes, **asked)
+    return _plan.describe(face, spec.axes, **asked), choice
+
+
+def modules(call, platforms, implementation="auto"):
+    """StableHLO of the value, and of both gradients, lowered for `platforms`."""
+
+    def value(lhs, rhs):
+        return jaxconvt.conv_transpose(lhs, rhs, implementation=implementation, **call.kwargs)
+
+    def gradients(lhs, rhs, ct):
+        return jax.vjp(value, lhs, rhs)[1](ct)
+
+    out = jax.eval_shape(value, call.lhs, call.rhs)
+    return [
+        export.export(jax.jit(f), platforms=platforms)(*args).mlir_module()
+        for f, args in (
+            (value, (call.lhs, call.rhs)),
+            (gradients, (call.lhs, call.rhs, jax.ShapeDtypeStruct(out.shape, out.dtype))),
+        )
+    ]
+
+
+def lhs_dilations(module):
+    """What the convolutions of a module are dilated by, where any is."""
+    found = re.findall(r"lhs_dilat(?:e|ion) = (?:\[|array<i64: )([\d, ]+)", module)
+    return [d for d in found if set(d) - set("1, ")]
+
+
+class Decisions(parameterized.TestCase):
+    @parameterized.named_parameters((layer.name, layer.name) for layer in LAYERS)
+    def test_cpu_kernel_gradient_is_never_xlas(self, name):
+        # XLA's has a window as large as the image.
+        self.assertNotEqual(explained(name).choices["rhs gradient"], "dilated")
+
+    @parameterized.parameters("unet3d_up", "vnet", "gan3d", "jax_31662", "bilinear_depthwise")
+    def test_cpu_value_where_xla_loops(self, name):
+        self.assertNotEqual(explained(name).choices["value"], "dilated")
+
+    def test_cpu_stride_one_is_a_plain_convolution(self):
+        choices = explained("stride1").choices
+        self.assertEqual(choices["value"], "dilated")
+        self.assertEqual(choices["lhs gradient"], "dilated")
+
+    def test_cpu_few_channels_and_many_taps_are_polyphase(self):
+        choices = explained("fcn8s").choices
+        self.assertEqual(choices["value"], "polyphase")
+        self.assertEqual(choices["rhs gradient"], "polyphase")
+
+    @parameterized.named_parameters((layer.name, layer.name) for layer in LAYERS)
+    def test_tpu_is_dilated(self, name):
+        self.assertEqual(set(explained(name, "tpu").choices.values()), {"dilated"})
+
+    @parameterized.parameters("dcgan_64", "resnet_decoder", "vnet", "jax_31662")
+    def test_gpu_lhs_gradient_is_xlas_strided_convolution(self, name):
+        self.assertEqual(explained(name, "cuda").choices["lhs gradient"], "dilated")
+
+    @parameterized.parameters("dcgan_64", "resnet_decoder", "vnet", "jax_31662")
+    def test_gpu_kernel_gradient_is_not_xlas(self, name):
+        self.assertNotEqual(explained(name, "cuda").choices["rhs gradient"], "dilated")
+
+    def test_gpu_value_of_a_flipped_kernel_is_cudnns(self):
+        lhs = jax.ShapeDtypeStruct((8, 64, 64, 256), "float32")
+        rhs = jax.ShapeDtypeStruct((4, 4, 256, 256), "float32")
+        picked = {
+            flip: explain(lhs, rhs, (2, 2), "SAME", transpose_kernel=flip, platform="cuda").choices
+            for flip in (False, True)
+        }
+        self.assertNotEqual(picked[False]["value"], "dilated")
+        self.assertEqual(picked[True]["value"], "dilated")
+
+    @parameterized.product(
+        name=[layer.name for layer in LAYERS], face=_plan.FACES, platform=("cpu", "cuda")
+    )
+    def test_memory_is_bounded(self, name, face, platform):
+        at, choice = decided(name, face, platform)
+        if choice.name == "col2im" and not at.depthwise:
+            temp = _plan.gemm(at, choice.gathered).temp
+            self.assertLessEqual(temp, max(4 * at.bytes, _plan.SMALL))
+
+    def test_memory_decides_where_time_would_not(self):
+        # U of a 16x16 kernel is 64 times the output: not to be had at this size.
+        estimates = explained("fcn8s").estimates["rhs gradient"]
+        self.assertLess(estimates["polyphase"], estimates["col2im"])
+
+
+class Platforms(parameterized.TestCase):
+    """The platform lowered for decides, not the one that Python runs on."""
+
+    def test_tpu_gets_lhs_dilation_and_nothing_else(self):
+        for name in ("dcgan_rgb", "vnet"):
+            value, gradients = modules(BY_NAME[name].call(), ("tpu",))
+            self.assertLen(lhs_dilations(value), 1)
+            self.assertNotIn("dot_general", value + gradients)
+
+    def test_cpu_gets_products_of_matrices(self):
+        value, gradients = modules(BY_NAME["vnet"].call(), ("cpu",))
+        self.assertEmpty(lhs_dilations(value) + lhs_dilations(gradients))
+        self.assertIn("dot_general", value)
+        self.assertIn("dot_general", gradients)
+
+    def test_cuda_gets_no_kernel_gradient_over_a_dilated_lhs(self):
+        value, gradients = modules(BY_NAME["jax_31662"].call(), ("cuda",))
+        self.assertEmpty(lhs_dilations(value) + lhs_dilations(gradients))
+        self.assertIn("convolution", gradients)  # of lhs: a plain strided one
+
+    def test_one_export_for_several(self):
+        call = BY_NAME["dcgan_rgb"].call()
+        value, _ = modules(call, ("cpu", "cuda", "tpu"))
+        self.assertIn("dot_general", value)  # cpu
+        self.assertLen(lhs_dilations(value), 1)  # tpu
+
+    def test_pinned_is_pinned_everywhere(self):
+        value, _ = modules(BY_NAME["dcgan_rgb"].call(), ("tpu",), "col2im")
+        self.assertIn("dot_general", value)
+
+    def test_default_never_changes(self):
+        for platform in ("cpu", "cuda", "tpu"):
+            value, gradients = modules(BY_NAME["vnet"].call(), (platform,), "dilated")
+            self.assertNotIn("dot_general", value + gradients)
+
+
+class Explain(parameterized.TestCase):
+    def test_printed(self):
+        text = str(explained("vnet"))
+        for word in ('implementation="auto" on cpu', *TITLES, "ms estimated for polyphase"):
+            self.assertIn(word, text)
+
+    def test_says_what_is_not_measured(self):
+        self.assertIn("UNMEASURED", explained("vnet", "cuda").reason)
+        self.assertNotIn("UNMEASURED", explained("vnet", "cpu").reason)
+
+    def test_arrays_and_structs_alike(self):
+        call = BY_NAME["dcgan_4"].call()
+        arrays = [np.zeros(x.shape, x.dtype) for x in (call.lhs, call.rhs)]
+        self.assertEqual(
+            explain(*arrays, platform="cpu", **call.kwargs),
+            explain(call.lhs, call.rhs, platform="cpu", **call.kwargs),
+        )
+
+    def test_default_platform(self):
+        call = BY_NAME["dcgan_4"].call()
+        self.assertIn(explain(call.lhs, call.rhs, **call.kwargs).platform, _plan.RATES)
+
+    def test_gpu_is_cuda(self):
+        self.assertEqual(explained("dcgan_4", "gpu").platform, "cuda")
+
+    def test_symbolic_sizes(self):
+        (size,) = export.symbolic_shape("i")
+        lhs = jax.ShapeDtypeStruct((1, size, 2), "float32")
+        rhs = jax.ShapeDtypeStruct((2, 2, 2), "float32")
+        explanation = explain(lhs, rhs, (2,), ((1, 1),), platform="cpu")
+        self.assertEqual(set(explanation.choices.values()), {"dilated"})
+        self.assertIn("symbolic", explanation.reason)
+
+    def test_errors(self):
+        with self.assertRaisesRegex(ValueError, "platform must be one of 'cpu'.*'abacus'"):
+            explained("dcgan_4", "abacus")
+        with self.assertRaisesRegex(ValueError, "strides must be positive"):
+            explained("dcgan_4", strides=(0, 2))
+
+
+class Accuracy(parameterized.TestCase):
+    @parameterized.product(
+        implementation=[i for i in util.IMPLEMENTATIONS if i != "dilated"],
+        dtype=("bfloat16", "float16"),
+    )
+    def test_low_precision_is_summed_in_float32(self, implementation, dtype):
+        # 2304 products of like sign: summed in bfloat16 they would stall at 256.
+        lhs, rhs = jnp.full((1, 3, 3, 256), 1.0, dtype), jnp.full((3, 3, 256, 2), 1.0, dtype)
+
+        def conv(lhs, rhs, implementation=implementation):
+            return jaxconvt.conv_transpose(lhs, rhs, (1, 1), "SAME", implementation=implementation)
+
+        out, vjp = jax.vjp(conv, lhs, rhs)
+        self.assertEqual(float(out[0, 1, 1, 0]), 2304.0)
+        dlhs, drhs = vjp(jnp.ones_like(out))
+        self.assertEqual(float(dlhs[0, 1, 1, 0]), 18.0)
+        self.assertEqual(float(drhs[1, 1, 0, 0]), 9.0)
+        self.assertEqual([x.dtype.name for x in (out, dlhs, drhs)], [dtype] * 3)
+
+    @parameterized.product(
+        implementation=[i for i in util.IMPLEMENTATIONS if i != "dilated"],
+        dtype=("bfloat16", "float16"),
+    )
+    def test_error_is_no_worse_than_the_defaults(self, implementation, dtype):
+        lhs = util.random("lhs", (2, 6, 6, 64), dtype)
+        rhs = util.random("rhs", (4, 4, 64, 8), dtype)
+        exact = jaxconvt.conv_transpose(
+            lhs.astype("float32"), rhs.astype("float32"), (2, 2), "SAME", precision="highest"
+        )
+
+        def error(implementation):
+            out = jaxconvt.conv_transpose(lhs, rhs, (2, 2), "SAME", implementation=implementation)
+            return np.sqrt(np.mean(np.square(np.asarray(out, "float32") - exact)))
+
+        self.assertLessEqual(error(implementation), 1.01 * error("dilated"))
+
+
+class Batching(parameterized.TestCase):
+    @parameterized.parameters((0, None), (None, 0), (0, 0))
+    def test_stays_one_equation(self, *in_axes):
+        """A batch axis joins a letter: no loop, and the gradients are as fast as without."""
+        lhs, rhs = util.random("l", (3, 1, 4, 4, 2)), util.random("r", (3, 3, 3, 2, 5))
+        lhs = lhs if in_axes[0] == 0 else lhs[0]
+        rhs = rhs if in_axes[1] == 0 else rhs[0]
+
+        def conv(lhs, rhs):
+            return jaxconvt.conv_transpose(lhs, rhs, (2, 2), "SAME", implementation="auto")
+
+        def loss(lhs, rhs):
+            return jnp.sum(jax.vmap(conv, in_axes)(lhs, rhs) ** 2)
+
+        text = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(lhs, rhs))
+        self.assertEqual(text.count("conv_transpose["), 3)
+        self.assertEqual(sorted(re.findall(r"face=(\w+)", text)), ["lhs", "out", "rhs"])
+
+
+if __name__ == "__main__":
+    absltest.main()
