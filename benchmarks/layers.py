@@ -1,0 +1,702 @@
+"""Times of the layers of real models: jax.lax, each implementation, torch, and the floor.
+
+    python benchmarks/layers.py                                   # float32, 8 minutes on 2 cores
+    python benchmarks/layers.py --variant bfloat16 nchw batch8 --seconds 1    # the other tables
+    python benchmarks/layers.py --transpose-kernel                # transpose_kernel=True too
+    python benchmarks/layers.py --summary                         # of what was measured before
+
+Runs on JAX's default backend, and torch on its like (CUDA with cuDNN where JAX has a GPU),
+and writes benchmarks/results/<machine>.json: a table for each variant, each with the machine
+that it was measured on. Tables, and layers of them, that are not measured again stay.
+
+For each layer there are four modes: forward; the gradient of lhs and that of rhs, alone, as
+the transposed function, so that no forward is in the clock; and step, which is the value
+with both gradients. The entries of a mode are called in turn, in one process, in another
+order each round, and the medians are kept:
+
+    jax.lax              jax.lax.conv_transpose; for what it lacks arguments for, the
+                         lax.conv_general_dilated that one writes by hand
+    dilated ... auto     jaxconvt.conv_transpose with that implementation
+    zero-stuffed         lax.pad between the elements, then a convolution of stride 1
+    torch                torch.nn.functional.conv_transpose, contiguous
+    torch channels_last  the same in torch's channels-last layout (not in 1-D, where it has none)
+    gemm                 the floor: one matrix product of the same multiply-adds
+
+In summaries torch is the faster of its two layouts. It gets its inputs in its own layout, and
+where padding is uneven mirrored, so that its padding arguments say it; its gradients are those
+of torch.autograd.grad alone, after a forward outside the clock, and its threads are the cores.
+
+Every entry's results are compared with jax.lax's in float32 before it is timed. Entries that
+are the same program (jax.lax and dilated are, and auto and what it picks) are timed as one.
+Calls of more than 0.3 s are repeated twice or less; with --variant batch8 jax.lax and
+zero-stuffing, where a call of jax.lax's would take more than a second, are left out. The
+tables also hold, for each compiled function, the bytes of its temporary arrays, and the
+seconds to trace and compile step. The exit status is 0 if all results agree, otherwise 1.
+"""
+
+import argparse
+import datetime
+import importlib.util
+import json
+import math
+import os
+import random
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+# JAX would otherwise take most of a GPU's memory, and leave torch none.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+import jaxconvt
+from jaxconvt import _spec
+from jaxconvt.__main__ import machine
+from jaxconvt._dilated import flip_and_swap
+from jaxconvt._layers import BY_NAME, LAYERS, Call, Layer
+from jaxconvt._spec import Spec
+
+Fn = Callable[..., Any]
+Row = dict[str, Any]
+
+RESULTS = Path(__file__).parent / "results"
+MODES = ("forward", "lhs gradient", "rhs gradient", "step")
+REFERENCE, STUFFED, FLOOR, TORCH = "jax.lax", "zero-stuffed", "gemm", "torch"
+SINGLE = tuple(name for name in jaxconvt.IMPLEMENTATIONS if name != "auto")
+COMPILED = (REFERENCE, *jaxconvt.IMPLEMENTATIONS, STUFFED, FLOOR)
+BATCH = 8
+VARIANTS: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "bfloat16": {"dtype": "bfloat16"},
+    "nchw": {"channels_first": True},
+    f"batch{BATCH}": {"batch": BATCH},
+}
+KERNEL = " transpose_kernel"  # the end of the names of tables measured with it
+
+# Largest error, of the largest magnitude expected. On GPU float32 is multiplied as TF32.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
+TOLERANCE_GPU = {"float32": 1e-2, "bfloat16": 3e-2}
+
+SLOW, VERY_SLOW = 0.3, 1.0  # seconds: timed twice, the first call included if very slow
+ROUNDS = range(5, 61)  # of calls that are not slow
+SETTLE = 0.002  # seconds that torch's threads may go on spinning after a call
+
+
+# The functions
+
+
+def specification(call: Call) -> Spec:
+    """What `call` means, in numbers."""
+    kwargs = {
+        "rhs_dilation": None,
+        "dimension_numbers": None,
+        "transpose_kernel": False,
+        "use_consistent_padding": False,
+        "feature_group_count": 1,
+        "output_padding": None,
+        "output_shape": None,
+        **call.kwargs,
+    }
+    specs: list[Spec] = []
+
+    def trace(lhs: Any, rhs: Any) -> Any:
+        specs.append(_spec.read(lhs, rhs, **kwargs)[2])
+        return lhs
+
+    jax.eval_shape(trace, call.lhs, call.rhs)
+    return specs[0]
+
+
+def by_hand(spec: Spec, stuffed: bool, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+    """The layer as one convolution: of a dilated lhs, or of one with zeros put in."""
+    if spec.transpose_kernel:
+        rhs = flip_and_swap(rhs, spec)
+    dilation = spec.strides
+    if stuffed:
+        between = [0] * lhs.ndim
+        for axis, stride in zip(spec.dimension_numbers.lhs_spec[2:], spec.strides, strict=True):
+            between[axis] = stride - 1
+        lhs = lax.pad(lhs, jnp.zeros((), lhs.dtype), [(0, 0, b) for b in between])
+        dilation = (1,) * len(dilation)
+    return lax.conv_general_dilated(
+        lhs,
+        rhs,
+        (1,) * len(dilation),
+        spec.pads,
+        dilation,
+        spec.rhs_dilation,
+        spec.dimension_numbers,
+        feature_group_count=spec.groups,
+    )
+
+
+def functions(call: Call, spec: Spec) -> dict[str, Fn]:
+    """Everything in JAX that computes the layer, by name."""
+    lacking = {"feature_group_count", "output_padding", "output_shape"} & call.kwargs.keys()
+    reference = partial(by_hand, spec, False) if lacking else partial(
+        lax.conv_transpose, **call.kwargs
+    )  # fmt: skip
+    return {
+        REFERENCE: reference,
+        **{
+            name: partial(jaxconvt.conv_transpose, implementation=name, **call.kwargs)
+            for name in jaxconvt.IMPLEMENTATIONS
+        },
+        STUFFED: partial(by_hand, spec, True),
+    }
+
+
+def in_mode(f: Fn, mode: str) -> Fn:
+    """The function of lhs, rhs and cotangent that a mode times; XLA drops what it leaves out."""
+
+    def forward(lhs: jax.Array, rhs: jax.Array, ct: jax.Array) -> Any:
+        return (f(lhs, rhs),)
+
+    def lhs_gradient(lhs: jax.Array, rhs: jax.Array, ct: jax.Array) -> Any:
+        return jax.linear_transpose(lambda x: f(x, rhs), lhs)(ct)
+
+    def rhs_gradient(lhs: jax.Array, rhs: jax.Array, ct: jax.Array) -> Any:
+        return jax.linear_transpose(lambda y: f(lhs, y), rhs)(ct)
+
+    def step(lhs: jax.Array, rhs: jax.Array, ct: jax.Array) -> Any:
+        out, vjp = jax.vjp(f, lhs, rhs)
+        return (out, *vjp(ct))
+
+    return dict(zip(MODES, (forward, lhs_gradient, rhs_gradient, step), strict=True))[mode]
+
+
+def floor(call: Call, spec: Spec) -> tuple[Fn, tuple[jax.Array, jax.Array]]:
+    """One matrix product of as many multiply-adds as the value, and operands for it."""
+    g = spec.groups
+    batch, channels, *spatial = spec.dimension_numbers.lhs_spec
+    rows = call.lhs.shape[batch] * math.prod(call.lhs.shape[a] for a in spatial)
+    inputs = call.lhs.shape[channels] // g
+    columns = math.prod(call.rhs.shape) // (inputs * g)
+    shapes = ((g, rows, inputs), (g, inputs, columns)) if g > 1 else (
+        (rows, inputs), (inputs, columns)
+    )  # fmt: skip
+    x, y = (jnp.asarray(random_array(s, i), call.lhs.dtype) for i, s in enumerate(shapes))
+    return lambda x, y: (jnp.matmul(x, y),), (x, y)
+
+
+def random_array(shape: Sequence[int], seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+# Clocks
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Something to time: `call` starts it, `wait` takes what that returns."""
+
+    call: Callable[[], Any]
+    wait: Callable[[Any], Any]
+    settle: float = 0.0
+
+    def seconds(self, repeats: int = 1) -> float:
+        start = time.perf_counter()
+        result = None
+        for _ in range(repeats):
+            result = self.call()
+        self.wait(result)
+        elapsed = (time.perf_counter() - start) / repeats
+        if self.settle:
+            time.sleep(self.settle)
+        return elapsed
+
+
+def medians(
+    entries: dict[str, Entry], first: dict[str, float], budget: float, on_gpu: bool
+) -> dict[str, float]:
+    """Median seconds of each, called in turn; `budget` is for all that are not slow.
+
+    `first` has the seconds of a first call, which counts only where that is very slow.
+    """
+    times: dict[str, list[float]] = {}
+    repeats = {}
+    for name, entry in entries.items():
+        times[name] = [first[name]] if first[name] > VERY_SLOW else []
+        more = 0
+        if first[name] > SLOW:
+            more = 2 - len(times[name]) * (2 if name == STUFFED else 1)
+        times[name] += [entry.seconds() for _ in range(more)]
+        # Calls on a GPU are queued: a clock around a short one would show the queueing.
+        once = entry.seconds() if on_gpu and not times[name] else 1.0
+        repeats[name] = max(1, min(20, int(2e-3 / once)))
+    quick = [name for name in entries if not times[name]]
+    order = random.Random(0)
+    start = time.perf_counter()
+    for i in range(ROUNDS.stop if quick else 0):
+        if i >= ROUNDS.start and time.perf_counter() - start > budget:
+            break
+        order.shuffle(quick)
+        for name in quick:
+            times[name].append(entries[name].seconds(repeats[name]))
+    return {name: float(f"{statistics.median(t):.4g}") for name, t in times.items()}
+
+
+def disagreement(got: Iterable[Any], expected: Iterable[np.ndarray], tolerance: float) -> str:
+    """What is wrong with results, if anything."""
+    for x, y in zip(got, expected, strict=True):
+        x = np.asarray(x, np.float32)
+        if x.shape != y.shape:
+            return f"shape {x.shape} for {y.shape}"
+        error = float(np.max(np.abs(x - y), initial=0.0) / np.max(np.abs(y), initial=1e-30))
+        if not error <= tolerance:  # nor NaN
+            return f"error {error:.2g} of the largest magnitude"
+    return ""
+
+
+# torch
+
+
+def torch_entries(
+    call: Call, spec: Spec, arrays: Sequence[np.ndarray], on_gpu: bool
+) -> dict[str, dict[str, tuple[Entry, Callable[[Sequence[np.ndarray]], list[np.ndarray]]]]]:
+    """torch's entries by layout and mode, each with a function that takes what is expected
+    (value, gradients of lhs and rhs) to what torch is to return."""
+    import torch
+
+    n, g = len(spec.axes), spec.groups
+    # torch has the odd element of padding at the high end only. Where it is at the low end,
+    # the mirrored layer is the same amount of work.
+    mirrored = [2 + d for d, a in enumerate(spec.axes) if a.lo > a.hi]
+    padding, output_padding = [], []
+    for a in spec.axes:
+        low, high = sorted((a.lo, a.hi))
+        padding.append((a.taps - 1) * a.dilation - low)
+        output_padding.append(high - low)
+        if padding[-1] < 0 or not output_padding[-1] < max(a.stride, a.dilation):
+            return {}  # beyond torch's arguments
+
+    def image(x: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
+        return np.flip(x.transpose(numbers), mirrored)
+
+    def weight(x: np.ndarray) -> np.ndarray:
+        x = x.transpose(spec.dimension_numbers.rhs_spec)
+        if not spec.transpose_kernel:  # out features [g, j], in features i
+            x = np.swapaxes(x.reshape(g, x.shape[0] // g, *x.shape[1:]), 1, 2)
+            x = np.flip(x.reshape(-1, *x.shape[2:]), range(2, 2 + n))
+        return np.flip(x, mirrored)
+
+    def in_layout(value: np.ndarray, lhs: np.ndarray, rhs: np.ndarray) -> list[np.ndarray]:
+        numbers = spec.dimension_numbers
+        return [image(value, numbers.out_spec), image(lhs, numbers.lhs_spec), weight(rhs)]
+
+    f = partial(
+        getattr(torch.nn.functional, f"conv_transpose{n}d"),
+        bias=None,
+        stride=spec.strides,
+        padding=padding,
+        output_padding=output_padding,
+        groups=g,
+        dilation=spec.rhs_dilation,
+    )
+    dtype = getattr(torch, str(call.lhs.dtype))
+    lhs, rhs, ct = arrays
+    formats = {TORCH: torch.contiguous_format}
+    if n > 1:
+        last = {2: torch.channels_last, 3: torch.channels_last_3d}
+        formats[f"{TORCH} channels_last"] = last[n]
+
+    def entries(memory_format: Any) -> Any:
+        c, x, y = (
+            torch.from_numpy(a.copy())
+            .to("cuda" if on_gpu else "cpu", dtype)
+            .contiguous(memory_format=memory_format)
+            for a in in_layout(ct, lhs, rhs)
+        )
+        x.requires_grad_()
+        y.requires_grad_()
+        out = f(x, y)
+
+        def forward() -> Any:
+            with torch.no_grad():
+                return (f(x, y),)
+
+        def gradient(operand: Any) -> Any:
+            return torch.autograd.grad(out, operand, c, retain_graph=True)
+
+        def step() -> Any:
+            value = f(x, y)
+            return (value, *torch.autograd.grad(value, (x, y), c))
+
+        wait = (lambda _: torch.cuda.synchronize()) if on_gpu else (lambda _: None)
+        calls = (forward, partial(gradient, x), partial(gradient, y), step)
+        return {
+            mode: (
+                Entry(call, wait, 0 if on_gpu else SETTLE),
+                lambda expected, mode=mode: of_mode(in_layout(*expected), mode),
+            )
+            for mode, call in zip(MODES, calls, strict=True)
+        }
+
+    return {name: entries(memory_format) for name, memory_format in formats.items()}
+
+
+def set_up_torch(on_gpu: bool) -> str:
+    """Torch's version, if it can be measured, otherwise ""."""
+    if importlib.util.find_spec("torch") is None:
+        return ""
+    import torch
+
+    if on_gpu and not torch.cuda.is_available():
+        return ""
+    torch.set_num_threads(cores())
+    torch.backends.cudnn.benchmark = True
+    return str(torch.__version__)
+
+
+def to_numpy(tensors: Iterable[Any]) -> list[np.ndarray]:
+    return [t.detach().float().cpu().contiguous().numpy() for t in tensors]
+
+
+# Tables
+
+
+def of_mode(results: Sequence[Any], mode: str) -> list[Any]:
+    """Of value and both gradients, what the mode returns."""
+    return list(results) if mode == "step" else [results[MODES.index(mode)]]
+
+
+def program(lowered: Any) -> str:
+    """The program that XLA gets, less its name."""
+    return re.sub(r"^module @\S+", "", lowered.as_text())
+
+
+def measure(layer: Layer, variant: str, with_torch: bool, budget: float) -> Row:
+    """One row of a table."""
+    on_gpu = jax.default_backend() != "cpu"
+    kernel = variant.endswith(KERNEL)
+    options = VARIANTS[variant.removesuffix(KERNEL)]
+    batch, dtype = options.get("batch", 1), options.get("dtype", "float32")
+
+    def call_of(**options: Any) -> tuple[Call, Spec]:
+        call = layer.call(**options)
+        if kernel:
+            # As channels are laid out in the kernel of the forward convolution.
+            o, i = specification(call).dimension_numbers.rhs_spec[:2]
+            g = call.kwargs.get("feature_group_count", 1)
+            shape = list(call.rhs.shape)
+            shape[o], shape[i] = call.rhs.shape[i] * g, call.rhs.shape[o] // g
+            rhs = jax.ShapeDtypeStruct(tuple(shape), call.rhs.dtype)
+            call = Call(call.lhs, rhs, {**call.kwargs, "transpose_kernel": True})
+        return call, specification(call)
+
+    # What is expected: jax.lax's results in float32, for one batch.
+    once, spec = call_of(**{**options, "batch": 1, "dtype": "float32"})
+    reference = functions(once, spec)[REFERENCE]
+    out = jax.eval_shape(reference, once.lhs, once.rhs)
+    arrays = [
+        np.asarray(jnp.asarray(random_array(x.shape, i), dtype).astype("float32"))
+        for i, x in enumerate((once.lhs, once.rhs, out))
+    ]
+    expected, seconds_once = [], {}
+    for mode in MODES[:3]:
+        run = jax.jit(in_mode(reference, mode)).lower(*arrays).compile()
+        start = time.perf_counter()
+        expected += [np.asarray(x) for x in jax.block_until_ready(run(*arrays))]
+        seconds_once[mode] = time.perf_counter() - start
+    seconds_once["step"] = sum(seconds_once.values())
+    if batch > 1:
+        n, _, *_ = spec.dimension_numbers.lhs_spec
+
+        def larger(x: np.ndarray) -> np.ndarray:
+            return np.concatenate([x] * batch, n)
+
+        arrays = [larger(arrays[0]), arrays[1], larger(arrays[2])]
+        expected = [larger(expected[0]), larger(expected[1]), expected[2] * batch]
+
+    call, spec = call_of(**options)
+    fs = functions(call, spec)
+    operands = [jnp.asarray(a, dtype) for a in arrays]
+    size = sum(math.prod(a.shape) for a in arrays) * call.lhs.dtype.itemsize
+    tolerance = (TOLERANCE_GPU if on_gpu else TOLERANCE)[dtype]
+    row: Row = {
+        "layer": layer.name,
+        "lhs": call.lhs.shape,
+        "rhs": call.rhs.shape,
+        "choices": jaxconvt.explain(call.lhs, call.rhs, **call.kwargs).choices,
+        "bytes": size,  # of lhs, rhs and output
+        "seconds": {},
+        "temp_bytes": {},
+        "compile_seconds": {},
+        "failed": [],
+    }
+
+    def fail(name: str, mode: str, problem: str) -> None:
+        row["failed"].append(f"{name}, {mode}: {problem}")
+
+    torch_ = {}
+    if with_torch:
+        try:
+            torch_ = torch_entries(call, spec, arrays, on_gpu)
+        except RuntimeError as e:  # what torch raises for layers that it lacks
+            fail(TORCH, "all", str(e).splitlines()[0])
+    compiled: Any
+    for mode in MODES:
+        entries: dict[str, Entry] = {}
+        first: dict[str, float] = {}
+        same: dict[str, str] = {}  # the entry that is the same program
+        programs: dict[str, tuple[str, int | None]] = {}
+        row["temp_bytes"][mode] = {}
+
+        def check(name: str, got: Any, expected: Any, mode: str = mode) -> None:
+            if problem := disagreement(got, expected, tolerance):
+                fail(name, mode, problem)
+
+        for name, f in fs.items():
+            capped = batch > 1 and batch * seconds_once[mode] > VERY_SLOW
+            if capped and name in (REFERENCE, "dilated", STUFFED):
+                continue
+            try:
+                start = time.perf_counter()
+                lowered = jax.jit(in_mode(f, mode)).lower(*operands)
+                text = program(lowered)
+                # Of step, the last mode, so that JAX's own caches are warm.
+                if text not in programs or mode == "step":
+                    compiled = lowered.compile()
+                if mode == "step":
+                    took = time.perf_counter() - start
+                    row["compile_seconds"][name] = float(f"{took:.4g}")
+                if text not in programs:
+                    start = time.perf_counter()
+                    results = jax.block_until_ready(compiled(*operands))
+                    first[name] = time.perf_counter() - start
+                    check(name, results, of_mode(expected, mode))
+                    analysis = compiled.memory_analysis()
+                    programs[text] = name, analysis and analysis.temp_size_in_bytes
+                    entries[name] = Entry(partial(compiled, *operands), jax.block_until_ready)
+                same[name], row["temp_bytes"][mode][name] = programs[text]
+            except Exception as e:  # whatever a backend may raise: the others still count
+                fail(name, mode, f"{type(e).__name__}: {str(e).splitlines()[0]}")
+        if mode == "forward":
+            f, xy = floor(call, spec)
+            compiled = jax.jit(f).lower(*xy).compile()
+            entries[FLOOR] = Entry(partial(compiled, *xy), jax.block_until_ready)
+            first[FLOOR] = entries[FLOOR].seconds()
+            same[FLOOR] = FLOOR
+        for name, modes in torch_.items():
+            entries[name], convert = modes[mode]
+            check(name, to_numpy(entries[name].call()), convert(expected))
+            first[name] = entries[name].seconds()
+            same[name] = name
+        timed = medians(entries, first, budget, on_gpu)
+        row["seconds"][mode] = {name: timed[program_of] for name, program_of in same.items()}
+    return row
+
+
+# Summaries
+
+
+def seconds_of(row: Row, mode: str, name: str) -> float | None:
+    """An entry's seconds; those of torch's faster layout; those of the best implementation."""
+    seconds = row["seconds"][mode]
+    if name == TORCH:
+        return min((t for key, t in seconds.items() if key.startswith(TORCH)), default=None)
+    if name == "best":
+        return min((seconds[key] for key in SINGLE if key in seconds), default=None)
+    result: float | None = seconds.get(name)
+    return result
+
+
+def ratios(rows: Iterable[Row], mode: str, over: str, under: str = "auto") -> dict[str, float]:
+    """By layer, one entry's time over another's, where both were measured."""
+    result = {}
+    for row in rows:
+        a, b = seconds_of(row, mode, over), seconds_of(row, mode, under)
+        if a and b:
+            result[row["layer"]] = a / b
+    return result
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    return math.exp(statistics.fmean(map(math.log, values)))
+
+
+def mean_and_worst(values: dict[str, float], least: bool = True) -> str:
+    if not values:
+        return "not measured"
+    worst = (min if least else max)(values, key=lambda name: values[name])
+    mean = geometric_mean(values.values())
+    return f"{mean:7.2f}   worst {values[worst]:6.2f} {worst:18}  ({len(values)} layers)"
+
+
+def summary(variant: str, tables: dict[str, Any]) -> str:
+    """A table in a few lines, all geometric means over its layers."""
+    rows = tables[variant]["rows"]
+    lines = [f"{variant}: times over auto's, geometric mean (above 1, auto is faster)"]
+    for name in (REFERENCE, TORCH, STUFFED, FLOOR):
+        lines += [
+            f"  {name:14}{mode:14}{mean_and_worst(ratios(rows, mode, name))}"
+            for mode in MODES[: 1 if name == FLOOR else None]
+        ]
+    lines.append("auto's time over the best single implementation's (below 1, auto is faster)")
+    for mode in MODES:
+        values = ratios(rows, mode, "auto", "best")
+        lines.append(f"  {mode:28}{mean_and_worst(values, least=False)}")
+    lines.append("auto's step over the sum of forward and both gradients")
+    parts = {
+        row["layer"]: seconds[-1] / sum(seconds[:-1])
+        for row in rows
+        if all(seconds := [seconds_of(row, mode, "auto") or 0.0 for mode in MODES])
+    }
+    lines.append(f"  {'':28}{mean_and_worst(parts, least=False)}")
+    lines.append("auto's temporary bytes over four times lhs + rhs + output, or over jax.lax's")
+    for mode in MODES:
+        temps = {
+            row["layer"]: max(temp["auto"], 1) / max(4 * row["bytes"], temp.get(REFERENCE) or 0)
+            for row in rows
+            if (temp := row["temp_bytes"][mode]).get("auto") is not None
+        }
+        lines.append(f"  {mode:28}{mean_and_worst(temps, least=False)}")
+    lines.append("auto's compile time over dilated's, step")
+    compile_ = {
+        row["layer"]: seconds["auto"] / seconds["dilated"]
+        for row in rows
+        if {"auto", "dilated"} <= (seconds := row["compile_seconds"]).keys()
+    }
+    lines.append(f"  {'':28}{mean_and_worst(compile_, least=False)}")
+    plain = "float32" + KERNEL * variant.endswith(KERNEL)
+    if variant != plain and plain in tables:
+        batch = VARIANTS[variant.removesuffix(KERNEL)].get("batch", 1)
+        before = {row["layer"]: row for row in tables[plain]["rows"]}
+        lines.append(f"auto's time over {batch} times that of {plain}, then the same of torch's")
+        for mode in MODES:
+            cells = []
+            for name in ("auto", TORCH):
+                pairs = [
+                    (seconds_of(row, mode, name), seconds_of(before[row["layer"]], mode, name))
+                    for row in rows
+                    if row["layer"] in before
+                ]
+                found = [a / (batch * b) for a, b in pairs if a and b]
+                cells.append(f"{geometric_mean(found):7.2f}" if found else f"{'-':>7}")
+            lines.append(f"  {mode:28}{''.join(cells)}")
+    failed = [f"{row['layer']}: {what}" for row in rows for what in row["failed"]]
+    lines += [f"WRONG RESULTS: {what}" for what in failed]
+    return "\n".join(lines)
+
+
+def line(row: Row, mode: str) -> str:
+    """A row of the table that is printed on the way, in milliseconds."""
+    names = (REFERENCE, *jaxconvt.IMPLEMENTATIONS, STUFFED, TORCH, FLOOR)
+    cells = ""
+    for name in names:
+        seconds = seconds_of(row, mode, name)
+        cells += f"{seconds * 1e3:11.3f}" if seconds else f"{'-':>11}"
+    over = ratios([row], mode, REFERENCE).get(row["layer"])
+    return f"{mode:19}{cells}{f'{over:8.2f}x' if over else ''}"
+
+
+# Machines
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor() -> str:
+    """The CPU's name."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(x.split(":")[1].strip() for x in file if x.startswith("model name"))
+    except (OSError, StopIteration):
+        import platform
+
+        return platform.processor() or platform.machine()
+
+
+def describe_machine(torch_version: str) -> dict[str, Any]:
+    about = {**machine(), "cpu": processor(), "cores": cores()}
+    if torch_version:
+        about["torch"] = torch_version
+    about["date"] = datetime.date.today().isoformat()
+    return about
+
+
+def default_output(about: dict[str, Any]) -> Path:
+    name = about["device"] if about["backend"] != "cpu" else f"{about['cpu']} {cores()} cores"
+    return RESULTS / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".json")
+
+
+def load(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def dump(tables: dict[str, Any], path: Path) -> None:
+    """Writes the tables as JSON, a row a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    texts = []
+    for variant, table in tables.items():
+        rows = ",\n  ".join(map(json.dumps, table["rows"]))
+        machine = json.dumps(table["machine"])
+        texts.append(f'{json.dumps(variant)}: {{\n "machine": {machine},\n "rows": [\n  {rows}]}}')
+    path.write_text("{" + ",\n".join(texts) + "}\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--layers", nargs="+", metavar="NAME", choices=BY_NAME, help="layers to run (all)")
+    add("--variant", nargs="+", choices=VARIANTS, default=["float32"], help="tables (float32)")
+    add("--transpose-kernel", action="store_true", help="measure transpose_kernel=True too")
+    add("--torch", action=argparse.BooleanOptionalAction, help="measure torch (if installed)")
+    add("--seconds", type=float, default=1.5, metavar="S",
+        help="of repeated calls for each layer and mode (%(default)s)")  # fmt: skip
+    add("--output", type=Path, metavar="FILE", help="benchmarks/results/<machine>.json")
+    add("--summary", action="store_true", help="print summaries of the file; measure nothing")
+    arguments = parser.parse_args()
+
+    torch_version = "" if arguments.torch is False else set_up_torch(jax.default_backend() != "cpu")
+    if arguments.torch and not torch_version:
+        parser.error("argument --torch: there is no torch for this backend")
+    about = describe_machine(torch_version)
+    path = arguments.output or default_output(about)
+    tables = load(path)
+    if arguments.summary:
+        print("\n\n".join(summary(variant, tables) for variant in tables))
+        return 0
+
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    layers = [BY_NAME[name] for name in arguments.layers] if arguments.layers else LAYERS
+    kernels = ("", KERNEL) if arguments.transpose_kernel else ("",)
+    variants = [variant + kernel for variant in arguments.variant for kernel in kernels]
+    failed = False
+    for variant in variants:
+        start = time.perf_counter()
+        names = (REFERENCE, *jaxconvt.IMPLEMENTATIONS, STUFFED, TORCH, FLOOR)
+        print(f"\n{variant + ', ms':19}{''.join(f'{name[:10]:>11}' for name in names)}", flush=True)
+        kept = {row["layer"]: row for row in tables.get(variant, {}).get("rows", [])}
+        for layer in layers:
+            row = measure(layer, variant, bool(torch_version), arguments.seconds)
+            kept[layer.name] = row
+            failed |= bool(row["failed"])
+            choices = ", ".join(row["choices"].values())
+            print(f"{layer.name}: {choices}; {time.perf_counter() - start:.0f} s", flush=True)
+            print("\n".join(line(row, mode) for mode in MODES), flush=True)
+            for what in row["failed"]:
+                print(f"WRONG RESULTS: {what}", flush=True)
+            rows = [kept[name] for name in BY_NAME if name in kept]
+            tables[variant] = {"machine": about, "rows": rows}
+            dump(tables, path)  # after each layer, so that an interrupted run is not lost
+        print(f"\n{summary(variant, tables)}\n{time.perf_counter() - start:.0f} s", flush=True)
+    print(f"\nwritten to {path}")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""Draws the README's picture from the results of benchmarks/layers.py.
+
+    python benchmarks/plot.py                                    # every file of results
+    python benchmarks/plot.py benchmarks/results/<machine>.json
+
+Writes <machine>.svg beside each <machine>.json: for every layer, how many times faster than
+jax.lax `implementation="auto"` is (bars) and torch is (diamonds), forward and for a training
+step, which is the value with both gradients. The background is transparent, and its inks
+can be read on white as well as on black.
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+from layers import REFERENCE, RESULTS, TORCH, VARIANTS, geometric_mean, ratios
+from matplotlib.axes import Axes
+
+INK, BARS, DIAMONDS = "#808080", "#3b8ee0", "#e8801a"
+MODES = {"forward": "forward", "step": "value and both gradients"}
+
+
+def panel(axes: Axes, rows: list[dict[str, Any]], mode: str) -> None:
+    auto = ratios(rows, mode, REFERENCE)
+    torch = ratios(rows, mode, REFERENCE, TORCH)
+    places = {row["layer"]: -i for i, row in enumerate(rows)}
+    height = [places[name] for name in auto]
+    # From 1, where it is as fast as jax.lax.
+    axes.barh(height, [x - 1 for x in auto.values()], 0.66, left=1, color=BARS, label="auto")
+    if torch:
+        axes.scatter(
+            list(torch.values()), [places[name] for name in torch], 22, DIAMONDS, marker="D",
+            zorder=3, label="torch",
+        )  # fmt: skip
+    right = 1.3 * max([*auto.values(), *torch.values()])
+    axes.set(xscale="log", xlim=(min([0.5, *[0.8 * x for x in torch.values()]]), right))
+    axes.set_ylim(min(places.values()) - 0.7, 0.7)
+    axes.set_yticks(list(places.values()), list(places))
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}x")
+    axes.axvline(1, color=INK, linewidth=1)
+    title = f"{MODES[mode]}: auto {geometric_mean(auto.values()):.1f}x"
+    if torch:
+        title += f", torch {geometric_mean(torch.values()):.1f}x"
+    axes.set_title(title, color=INK, fontsize=10)
+    axes.grid(axis="x", color=INK, alpha=0.3, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=INK, labelsize=8, length=0)
+    axes.minorticks_off()
+    axes.spines[:].set_visible(False)
+
+
+def draw(table: dict[str, Any], variant: str, path: Path) -> None:
+    rows, about = table["rows"], table["machine"]
+    rows = [row for row in rows if ratios([row], "forward", REFERENCE)]
+    plt.rcParams.update({"svg.fonttype": "none", "font.family": "sans-serif"})
+    plt.rcParams["svg.hashsalt"] = "jaxconvt"  # the same picture is the same file
+    figure, panels = plt.subplots(
+        1, len(MODES), sharey=True, figsize=(9, 1.3 + 0.21 * len(rows)), layout="constrained"
+    )
+    for axes, mode in zip(panels, MODES, strict=True):
+        panel(axes, rows, mode)
+    device = about["device"]
+    if about["backend"] == "cpu":
+        device = f"{about['cores']} cores of an {about['cpu']}"
+    torch = f", torch {about['torch']}" if "torch" in about else ""
+    figure.suptitle(
+        f"Times faster than jax.lax.conv_transpose: {variant}, {device}, jax {about['jax']}{torch}",
+        color=INK,
+        fontsize=10,
+    )
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2,
+        frameon=False, labelcolor=INK, fontsize=9,
+    )  # fmt: skip
+    figure.savefig(path, transparent=True, metadata={"Date": None})
+    plt.close(figure)
+    # Numbers of six decimals, and blanks at the ends of lines, are most of the file.
+    text = re.sub(r"(\d+\.\d{2})\d+", r"\1", path.read_text())
+    path.write_text(re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE))
+    print(f"written to {path}, {path.stat().st_size / 1024:.0f} KiB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="all of the results")
+    parser.add_argument("--variant", choices=VARIANTS, default="float32", help="table to draw")
+    arguments = parser.parse_args()
+    for path in arguments.files or sorted(RESULTS.glob("*.json")):
+        tables = json.loads(path.read_text())
+        if arguments.variant in tables:
+            draw(tables[arguments.variant], arguments.variant, path.with_suffix(".svg"))
+
+
+if __name__ == "__main__":
+    main()
