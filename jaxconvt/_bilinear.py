@@ -215,18 +215,23 @@ def _prepare(
     x: jax.Array, y: jax.Array, precision: Any, dtype: Any
 ) -> tuple[jax.Array, jax.Array, Numerics]:
     """Operands of one dtype, and the dtype to sum in: float32 at least, and integers exactly."""
-    common = jnp.promote_types(x.dtype, y.dtype)
+    common, dtype = _wider(x.dtype, y.dtype), jnp.dtype(dtype)
     if common == jnp.bool_ or jnp.issubdtype(common, jnp.integer):
         # Narrow integers wrap to the same value from 32 bits.
-        wide = jnp.promote_types(common, dtype)
+        wide = _wider(common, dtype)
         common = total = jnp.dtype("int32") if wide.itemsize < 4 else wide
-    elif jnp.issubdtype(common, jnp.complexfloating):
-        total = jnp.promote_types(common, dtype)
+    elif common.itemsize < 2:  # few backends multiply float8
+        common = total = _wider(jnp.dtype("float32"), dtype)
     else:
-        total = jnp.promote_types(jnp.promote_types(common, jnp.float32), dtype)
-        if common.itemsize < 2:  # few backends multiply float8
-            common = jnp.dtype("float32")
+        total = _wider(common, jnp.dtype("float32"), dtype)
     return x.astype(common), y.astype(common), Numerics(precision, total)
+
+
+def _wider(*dtypes: Any) -> Any:
+    """The widest of some dtypes of one kind (by hand, as promotion may be set to strict)."""
+    widest = max(dtypes, key=lambda dtype: dtype.itemsize)
+    same = all(dtype == widest for dtype in dtypes if dtype.itemsize == widest.itemsize)
+    return widest if same or widest.itemsize > 2 else jnp.dtype("float32")
 
 
 def _run(
