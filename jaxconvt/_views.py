@@ -66,25 +66,27 @@ def kernel(rhs: jax.Array, axes: Axes, group: Group) -> jax.Array:
 
 
 def seen(out: jax.Array, axes: Axes, group: Group) -> jax.Array:
-    """[n, p.., j] -> [n, m.. a.., r.. b.., j]."""
+    """[n, p.., j] -> [n, m.. a.., r.. b.., j].
+
+    By way of rows m and phases, and no array with more rows than that: one that is divided
+    among devices then stays where it is, and only the edges of its parts travel.
+    """
     for at, axis in enumerate(axes):
+        m, s = rows(axis), axis.stride
         # (rows down, how many rows, phases) of each part
         if at < len(group):
-            parts = [(0, rows(axis), group[at].phases)]
+            parts = [(0, m, group[at].phases)]
         else:
             d = axis.dilation
             parts = [
                 (r.q, axis.size, tuple(range(r.phase, r.phase + r.taps * d, d))) for r in runs(axis)
             ]
-        low = max(-min([q for q, _, _ in parts]), 0)
-        m = low + max([rows(axis)] + [q + size for q, size, _ in parts])
-        s = axis.stride
-        out = pad(out, 1 + at, low * s, (m - low) * s - axis.out)
+        out = pad(out, 1 + at, 0, m * s - axis.out)
         out = lax.reshape(out, (*out.shape[: 1 + at], m, s, *out.shape[2 + at :]))
         taken = []
         for q, size, phases in parts:
-            part = lax.slice_in_dim(out, low + q, low + q + size, axis=1 + at)
-            taken.append(jnp.moveaxis(_take(part, list(phases), 2 + at), 2 + at, -2))
+            part = pad(_take(out, list(phases), 2 + at), 1 + at, -q, q + size - m)
+            taken.append(jnp.moveaxis(part, 2 + at, -2))
         out = lax.concatenate(taken, out.ndim - 2)
     return out
 
