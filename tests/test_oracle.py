@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +68,7 @@ class OracleTest(parameterized.TestCase):
             lhs, rhs, (), (), dimension_numbers=("NC", "IO", "NC"), feature_group_count=3
         )
         want = oracle.conv_transpose(lhs, rhs, **c.kwargs)
-        if implementation == "dilated" and not np.allclose(by_hand, want, atol=1e-3):
+        if not np.allclose(by_hand, want, atol=1e-3):
             self.skipTest(f"XLA of JAX {jax.__version__} itself mixes up these groups")
         self.assert_cases(implementation, [c])
 
@@ -147,11 +148,12 @@ class OracleTest(parameterized.TestCase):
             conv_transpose, **c.kwargs, precision=precision, implementation=implementation
         )
         self.assert_case(c, lhs, rhs, f(lhs, rhs))
-        asked = [
-            e.params["precision"] for e in util.equations(f, lhs, rhs) if "precision" in e.params
-        ]
-        self.assertEqual(asked, [(lax.Precision.HIGHEST,) * 2] * len(asked))
-        self.assertNotEmpty(asked)
+        # Asked of every product in the program that is compiled.
+        text = jax.jit(f).lower(lhs, rhs).as_text()
+        products = re.findall(r"stablehlo\.(?:convolution|dot_general)\b.*", text)
+        self.assertNotEmpty(products)
+        for product in products:
+            self.assertRegex(product, r"HIGHEST.*HIGHEST")
 
     @parameterized.product(
         implementation=util.IMPLEMENTATIONS, weak=((True, True), (True, False), (False, True))
@@ -170,8 +172,8 @@ class OracleTest(parameterized.TestCase):
         implementation=util.IMPLEMENTATIONS, bad=(np.nan, np.inf), operand=("lhs", "rhs")
     )
     def test_footprint(self, implementation, bad, operand):
-        # What is not finite spreads no further than in jax.lax, which may multiply it by the
-        # zeros between the elements of lhs.
+        # What is not finite spreads no further than in jax.lax, whose kernel meets the zeros
+        # between and around the elements of lhs; which of those XLA skips, it may choose.
         for c in (
             case("3 by 2", (1, 4, 3, 1), (3, 3, 1, 2), (2, 2), "SAME"),
             case("5 by 3", (1, 4, 3, 1), (5, 4, 1, 2), (3, 2), "VALID"),
@@ -182,6 +184,8 @@ class OracleTest(parameterized.TestCase):
             (lhs if operand == "lhs" else rhs)[at] = bad
             got = np.asarray(conv_transpose(lhs, rhs, **c.kwargs, implementation=implementation))
             most = ~np.isfinite(np.asarray(lax.conv_transpose(lhs, rhs, **c.kwargs)))
+            if operand == "rhs" and implementation != "dilated":
+                most |= np.any(most, axis=tuple(range(most.ndim - 1)))
             want = oracle.conv_transpose(lhs, rhs, **c.kwargs)
             self.assertTrue(np.all(np.isfinite(want) | ~np.isfinite(got)), c.name)
             self.assertTrue(np.all(np.isfinite(got) | most), c.name)
