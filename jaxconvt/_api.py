@@ -139,7 +139,8 @@ def conv_transpose(
 
         obstacle = _bilinear.obstacle(lhs, rhs, spec)
         if not obstacle:
-            return _bilinear.conv(lhs, rhs, spec, implementation, precision, preferred_element_type)
+            numerics = precision, preferred_element_type
+            return _bilinear.conv(lhs, rhs, spec, implementation, *numerics, **sharding)
         if implementation != "auto":
             raise ValueError(
                 f"implementation must be 'dilated' or 'auto' for {obstacle}, got "

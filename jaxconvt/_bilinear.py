@@ -122,14 +122,10 @@ def conv(
     if not (isinstance(lhs, jax.core.Tracer) or isinstance(rhs, jax.core.Tracer) or out_sharding):
         out = _eager(lhs, rhs, *arguments)
     elif out_sharding or _explicit(lhs, rhs):
-        # Sharded as the default would be; the compiler's business inside.
-        like = jax.eval_shape(
-            lambda lhs, rhs: _dilated.conv(
-                lhs, rhs, spec, precision, preferred_element_type, **out_sharding
-            ),
-            lhs,
-            rhs,
-        )
+        # Sharded as the default would be; the compiler's business inside. (`jax.eval_shape`
+        # forgets the sharding where not all axes of the mesh are Explicit.)
+        default = partial(_dilated.conv, spec=spec, **out_sharding)
+        (like,) = jax.make_jaxpr(default)(lhs, rhs).out_avals
         inside = jax.sharding.auto_axes(
             lambda lhs, rhs: _conv(lhs, rhs, *arguments), out_sharding=like.sharding.spec
         )
