@@ -1,7 +1,7 @@
-"""`python -m jaxconvt`: is it jax.lax.conv_transpose on this machine, and what does it cost?
+"""`python -m jaxconvt`: is it jax.lax.conv_transpose on this machine, and how much faster?
 
 For layers of real models, on the default backend: the results of jax.lax and of each
-implementation compared, and their times, measured in turn so that both see the same
+implementation compared, and their times, measured in turn so that all see the same
 machine.
 """
 
@@ -24,21 +24,42 @@ from jax import lax
 from jaxlib.version import __version__ as jaxlib_version
 
 import jaxconvt
-from jaxconvt._layers import BY_NAME, LAYERS, Layer
+from jaxconvt._layers import BY_NAME, LAYERS, Call, Layer
 
 Fn = Callable[..., Any]
 Seconds = dict[str, float | None]
 
-IMPLEMENTATIONS = ("dilated",)
 REFERENCE = "jax.lax"
+IMPLEMENTATIONS = ("dilated", "auto")
+EXACT = ("dilated",)  # equals the reference to the bit; the others, within the tolerance
+APPROXIMATE = tuple(name for name in IMPLEMENTATIONS if name not in EXACT)
 MODES = ("forward", "step")
-DTYPES = ("float32", "bfloat16", "float16", "float64")
+RESULTS = ("value", "value of step", "lhs gradient", "rhs gradient")
 
-# Seconds of repeated calls for each layer and mode: calls that take longer are timed once,
-# and slow ones not even that where they are the same program as jax.lax's.
-_PATIENCE = 0.2
-_SLOW = 0.5
-_MOST_REPEATS = 20
+# By dtype, the largest difference allowed from jax.lax, of the largest magnitude in the
+# array; off CPU, where float32 is multiplied with fewer bits by default, the second.
+TOLERANCES = {
+    "float32": (1e-4, 2e-2),
+    "bfloat16": (3e-2, 3e-2),
+    "float16": (1e-2, 1e-2),
+    "float64": (1e-12, 1e-12),
+}
+DTYPES = tuple(TOLERANCES)
+
+# How the report writes what `jaxconvt.explain` says.
+SHORT = {
+    "dilated": "d",
+    "col2im": "c",
+    "col2im with the first axis gathered": "c+",
+    "polyphase": "p",
+}
+
+# Seconds of calls to each function that is timed: what takes longer is called once. What
+# is the same program as jax.lax's is not timed, and if that is slow to compile and call, not
+# run either.
+_PATIENCE = 0.06
+_SLOW = 0.25
+_MOST_CALLS = 20
 
 # What jax.lax.conv_transpose has no arguments for, as one writes it without jaxconvt.
 _BY_HAND: dict[str, dict[str, Any]] = {
@@ -92,34 +113,59 @@ def program(lowered: Any) -> str:
 def interleaved(functions: dict[str, Fn], *args: jax.Array) -> tuple[dict[str, Any], Seconds]:
     """What each function returns, and its median seconds, the functions called in turn.
 
-    The reference comes first. If it is slow, a function that is the same program is not
-    run: its result is the reference's, and its seconds are None.
+    The reference comes first. The seconds of a function that is the same program are None;
+    if that is slow, its result is the reference's.
     """
     lowered = {name: jax.jit(f).lower(*args) for name, f in functions.items()}
-    calls: dict[str, Fn] = {}
+    programs = {name: program(x) for name, x in lowered.items()}
     results: dict[str, Any] = {}
-    times: dict[str, list[float]] = {name: [] for name in functions}
+    times: dict[str, list[float]] = {}
+    calls: dict[str, Fn] = {}
 
-    def call(name: str) -> None:
+    def call(name: str, function: Fn) -> float:
         start = time.perf_counter()
-        results[name] = jax.block_until_ready(calls[name](*args))
-        times[name].append(time.perf_counter() - start)
+        results[name] = jax.block_until_ready(function(*args))
+        return time.perf_counter() - start
 
+    slow = False
     for name in functions:
-        slow = name != REFERENCE and times[REFERENCE][0] > _SLOW
-        if slow and program(lowered[name]) == program(lowered[REFERENCE]):
+        twin = name != REFERENCE and programs[name] == programs[REFERENCE]
+        if twin and slow:
             results[name] = results[REFERENCE]
             continue
-        calls[name] = lowered[name].compile()
-        call(name)
-    repeats = int(_PATIENCE / sum(times[name][0] for name in calls))
-    for i in range(min(repeats, _MOST_REPEATS)):
+        start = time.perf_counter()
+        compiled = lowered[name].compile()
+        seconds = call(name, compiled)
+        if name == REFERENCE:
+            slow = time.perf_counter() - start > _SLOW
+        if not twin:
+            calls[name], times[name] = compiled, [seconds]
+    for i in range(1, _MOST_CALLS):
         for name in reversed(calls) if i % 2 else calls:
-            call(name)
+            if sum(times[name]) < _PATIENCE:
+                times[name].append(call(name, calls[name]))
     # The first call, which warms caches, counts only where there are no others.
     return results, {
-        name: statistics.median(t[1:] or t) if t else None for name, t in times.items()
+        name: statistics.median(times[name][1:] or times[name]) if name in times else None
+        for name in functions
     }
+
+
+def difference(a: jax.Array, b: jax.Array) -> float:
+    """The largest, of the largest magnitude in `b`; infinite if they are not comparable."""
+    if (a.shape, a.dtype) != (b.shape, b.dtype):
+        return math.inf
+    x, y = (np.asarray(array).astype(np.float64) for array in (a, b))
+    largest = float(np.max(np.abs(x - y), initial=0.0) / np.max(np.abs(y), initial=1e-30))
+    return math.inf if math.isnan(largest) else largest
+
+
+def chosen(call: Call) -> dict[str, str]:
+    """What auto does with a layer on this backend."""
+    try:
+        return jaxconvt.explain(call.lhs, call.rhs, **call.kwargs).choices
+    except ValueError:  # a platform that nothing is known of
+        return dict.fromkeys(("value", "lhs gradient", "rhs gradient"), "dilated")
 
 
 def measure(layer: Layer, dtype: str) -> dict[str, Any]:
@@ -137,21 +183,41 @@ def measure(layer: Layer, dtype: str) -> dict[str, Any]:
     steps = {name: step(f) for name, f in functions.items()}
     values, forward_seconds = interleaved(functions, lhs, rhs)
     gradients, step_seconds = interleaved(steps, lhs, rhs, cotangent)
+    seconds = {"forward": forward_seconds, "step": step_seconds}
 
     differs: dict[str, list[str]] = {}
+    differences: dict[str, dict[str, float]] = {}
+    expected = (values[REFERENCE], *gradients[REFERENCE])
     for name in IMPLEMENTATIONS:
-        got, expected = ((values[f], *gradients[f]) for f in (name, REFERENCE))
-        labels = ("value", "value of step", "lhs gradient", "rhs gradient")
-        differs[name] = [
-            label for label, a, b in zip(labels, got, expected, strict=True) if not same(a, b)
-        ]
+        pairs = list(zip(RESULTS, (values[name], *gradients[name]), expected, strict=True))
+        if name in EXACT:
+            differs[name] = [what for what, a, b in pairs if not same(a, b)]
+        else:
+            differences[name] = {what: difference(a, b) for what, a, b in pairs}
+            most = tolerance(dtype)
+            differs[name] = [what for what, d in differences[name].items() if d > most]
     return {
         "layer": layer.name,
         "lhs": call.lhs.shape,
         "rhs": call.rhs.shape,
-        "seconds": {"forward": forward_seconds, "step": step_seconds},
+        "seconds": seconds,
+        "speedup": {
+            name: {mode: speedup(seconds[mode], name) for mode in MODES} for name in APPROXIMATE
+        },
         "differs": differs,
+        "difference": differences,
+        "choices": chosen(call),
     }
+
+
+def tolerance(dtype: str) -> float:
+    return TOLERANCES[dtype][jax.default_backend() != "cpu"]
+
+
+def speedup(seconds: Seconds, name: str) -> float:
+    """The reference's time over an implementation's; 1 if they are the same program."""
+    reference, own = seconds[REFERENCE], seconds[name]
+    return reference / own if reference and own else 1.0
 
 
 def machine() -> dict[str, Any]:
@@ -173,48 +239,80 @@ def machine() -> dict[str, Any]:
 _NAME_WIDTH = max(len(name) for name in BY_NAME)
 
 
-def header() -> str:
-    columns = (REFERENCE, *IMPLEMENTATIONS)
-    width = 10 * len(columns)
-    top = "".join(f"  {mode + ', ms':>{width}}" for mode in MODES)
-    names = ("  " + "".join(f"{name:>10}" for name in columns)) * len(MODES)
-    return f"{'':{_NAME_WIDTH}}{top}\n{'layer':{_NAME_WIDTH}}{names}  to the bit"
+def header(dtype: str) -> str:
+    letters = ", ".join(f"{short} {name}" for name, short in SHORT.items())
+    text = f"""\
+auto      by how much it is faster, and its largest difference from jax.lax, of the largest
+          magnitude in the array (up to {tolerance(dtype):.0e} counts as equal)
+picks     auto's, for value, lhs gradient and rhs gradient:
+          {letters}
+=         the same program as jax.lax's
+
+"""
+    columns = f"{REFERENCE:>10}"
+    for name in IMPLEMENTATIONS:
+        columns += f"{name:>9}" + (f"{'faster':>8}" if name in APPROXIMATE else "")
+    top = "".join(f"  {mode + ', ms':>{len(columns)}}" for mode in MODES)
+    verdicts = "".join(f"{name:>9}" for name in IMPLEMENTATIONS)
+    return (
+        f"{text}{'':{_NAME_WIDTH}}{top}\n{'layer':{_NAME_WIDTH}}{('  ' + columns) * len(MODES)}"
+        f"{verdicts}  picks"
+    )
 
 
 def milliseconds(seconds: float | None) -> str:
-    return f"{'=' if seconds is None else f'{seconds * 1e3:.2f}':>10}"
+    return "=" if seconds is None else f"{seconds * 1e3:.2f}"
 
 
 def line(row: dict[str, Any]) -> str:
     if "error" in row:
         return f"{row['layer']:{_NAME_WIDTH}}  failed: {row['error']}"
-    times = ""
+    text = f"{row['layer']:{_NAME_WIDTH}}"
     for mode in MODES:
         seconds = row["seconds"][mode]
-        times += "  " + "".join(milliseconds(seconds[f]) for f in (REFERENCE, *IMPLEMENTATIONS))
-    verdict = "; ".join(
+        text += f"  {milliseconds(seconds[REFERENCE]):>10}"
+        for name in IMPLEMENTATIONS:
+            text += f"{milliseconds(seconds[name]):>9}"
+            if name in APPROXIMATE:
+                text += f"{row['speedup'][name][mode]:>7.1f}x"
+    for name in IMPLEMENTATIONS:
+        verdict = "DIFFERS" if row["differs"][name] else "same"
+        if name in APPROXIMATE:
+            verdict = f"{max(row['difference'][name].values()):.0e}"
+        text += f"{verdict:>9}"
+    text += "  " + " ".join(SHORT.get(choice, choice) for choice in row["choices"].values())
+    verdicts = (
         f"{name} DIFFERS in {', '.join(what)}" for name, what in row["differs"].items() if what
     )
-    return f"{row['layer']:{_NAME_WIDTH}}{times}  {verdict or 'same'}"
+    return "  ".join((text, *verdicts))
 
 
 def agrees(row: dict[str, Any]) -> bool:
     return "error" not in row and not any(row["differs"].values())
 
 
-def summary(rows: Sequence[dict[str, Any]], seconds: float) -> str:
-    agreeing = sum(agrees(row) for row in rows)
-    text = f"{agreeing} of {len(rows)} layers equal jax.lax to the bit, value and both gradients"
-    for name in IMPLEMENTATIONS:
-        ratios = []
-        for mode in MODES:
-            measured = [row["seconds"][mode] for row in rows if "error" not in row]
-            logs = [math.log(s[name] / s[REFERENCE]) for s in measured if s[name]]
-            if logs:
-                ratios.append(f"{mode} {math.exp(statistics.fmean(logs)):.2f}")
-        if ratios:
-            text += f"; {name} takes {', '.join(ratios)} of jax.lax's time (geometric mean)"
-    return f"{text}; {seconds:.0f} s."
+def geometric_means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Of the speed-ups, by implementation and mode."""
+    return {
+        name: {
+            mode: math.exp(statistics.fmean(math.log(row["speedup"][name][mode]) for row in rows))
+            for mode in MODES
+        }
+        for name in APPROXIMATE
+    }
+
+
+def summary(rows: Sequence[dict[str, Any]], dtype: str, seconds: float) -> str:
+    agreeing = sum(map(agrees, rows))
+    text = (
+        f"{agreeing} of {len(rows)} layers equal jax.lax, value and both gradients: "
+        f"{', '.join(EXACT)} to the bit, {', '.join(APPROXIMATE)} to {tolerance(dtype):.0e}.\n"
+    )
+    if measured := [row for row in rows if "error" not in row]:
+        for name, means in geometric_means(measured).items():
+            figures = ", ".join(f"{mode} {mean:.1f}x" for mode, mean in means.items())
+            text += f"{name} is faster than jax.lax by: {figures} (geometric mean).\n"
+    return f"{text}{seconds:.0f} s."
 
 
 def describe(layer: Layer) -> str:
@@ -228,10 +326,16 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="python -m jaxconvt",
         description="For layers of real models, on JAX's default backend: does jaxconvt return "
-        "what jax.lax does, to the bit (value and both gradients), and what do both cost? "
-        "forward is the value, step the value and both gradients, in medians of calls made in "
-        "turn; = stands for a slow call that is the same program as jax.lax's, and not run "
-        "twice. The exit status is 0 if all layers agree, otherwise 1.",
+        "what jax.lax does (value and both gradients), and how much faster? The default, "
+        "dilated, is compared to the bit; auto by the largest difference, of the largest "
+        f"magnitude in the array, which may be {TOLERANCES['float32'][0]:.0e} in float32 on CPU "
+        f"({TOLERANCES['float32'][1]:.0e} elsewhere, where float32 is multiplied with fewer "
+        "bits), "
+        + ", ".join(f"{TOLERANCES[dtype][0]:.0e} in {dtype}" for dtype in DTYPES[1:])
+        + ". forward is the value, step the value and both gradients, in medians of calls made "
+        "in turn; = stands for the same program as jax.lax's, which is not timed, and if it "
+        f"takes over {_SLOW} s to compile and call not run twice. The exit status is 0 if all "
+        "layers agree, otherwise 1.",
     )
     add = result.add_argument
     add("--list", action="store_true", help="list the layers and exit")
@@ -262,7 +366,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(
         "jaxconvt {jaxconvt}, JAX {jax}, jaxlib {jaxlib}, Python {python}, {system}, "
         "{cores} cores\nbackend {backend}, device {device} ({devices})".format(**about)
-        + f", {arguments.dtype}\n\n{header()}",
+        + f", {arguments.dtype}\n\n{header(arguments.dtype)}",
         flush=True,
     )
     rows: list[dict[str, Any]] = []
@@ -273,10 +377,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             row = {"layer": layer.name, "error": f"{type(e).__name__}: {str(e).splitlines()[0]}"}
         rows.append(row)
         print(line(row), flush=True)
-    print(f"\n{summary(rows, time.perf_counter() - start)}", flush=True)
+    print(f"\n{summary(rows, arguments.dtype, time.perf_counter() - start)}", flush=True)
     if arguments.json:
+        measured = [row for row in rows if "error" not in row]
+        report = {
+            "machine": about,
+            "dtype": arguments.dtype,
+            "tolerance": tolerance(arguments.dtype),
+            "rows": rows,
+            "geometric_mean": geometric_means(measured) if measured else {},
+        }
         with open(arguments.json, "w") as file:
-            json.dump({"machine": about, "dtype": arguments.dtype, "rows": rows}, file, indent=1)
+            json.dump(report, file, indent=1)
             file.write("\n")
     return 0 if all(map(agrees, rows)) else 1
 

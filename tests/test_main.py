@@ -17,7 +17,11 @@ import jaxconvt
 from jaxconvt import __main__ as report
 from jaxconvt._layers import BY_NAME, LAYERS
 
-SMALL = ("dcgan_4", "dcgan_rgb")
+# Two layers, smaller than they are.
+SMALL = {
+    "dcgan_4": BY_NAME["dcgan_4"]._replace(lhs=(1, 4, 4, 8), out=6),
+    "dcgan_rgb": BY_NAME["dcgan_rgb"]._replace(lhs=(2, 3, 3, 4)),
+}
 
 
 class ReportTest(parameterized.TestCase):
@@ -26,6 +30,7 @@ class ReportTest(parameterized.TestCase):
         self.capsys, self.monkeypatch, self.tmp_path = capsys, monkeypatch, tmp_path
         monkeypatch.setattr(report, "_PATIENCE", 0.01)
         monkeypatch.setattr(report, "_SLOW", math.inf)
+        monkeypatch.setattr(report, "BY_NAME", BY_NAME | SMALL)
 
     def run_main(self, *arguments):
         status = report.main(arguments)
@@ -49,17 +54,30 @@ class ReportTest(parameterized.TestCase):
         status, out = self.run_main("--layers", *SMALL, "--dtype", dtype, "--json", str(path))
         self.assertEqual(status, 0, out)
         about = (f"JAX {jax.__version__}", "jaxlib", jax.default_backend(), dtype)
-        for text in (*about, *SMALL, "2 of 2 layers equal jax.lax to the bit"):
+        summary = ("2 of 2 layers equal jax.lax", "dilated to the bit, auto to ")
+        for text in (*about, *SMALL, *summary, "auto is faster than jax.lax by: forward"):
             self.assertIn(text, out)
         written = json.loads(path.read_text())
         self.assertEqual(written["dtype"], dtype)
         self.assertEqual(written["machine"]["jax"], jax.__version__)
         self.assertEqual([row["layer"] for row in written["rows"]], list(SMALL))
         for row in written["rows"]:
-            self.assertEqual(row["differs"], {"dilated": []})
+            self.assertEqual(row["differs"], {"dilated": [], "auto": []})
+            differences = row["difference"]["auto"].values()
+            self.assertBetween(max(differences), 0, written["tolerance"])
+            self.assertEqual(list(row["choices"]), ["value", "lhs gradient", "rhs gradient"])
             for mode in ("forward", "step"):
-                for seconds in row["seconds"][mode].values():
-                    self.assertGreater(seconds, 0)
+                seconds = row["seconds"][mode]
+                self.assertEqual(list(seconds), ["jax.lax", "dilated", "auto"])
+                self.assertIsNone(seconds["dilated"])  # the same program
+                self.assertGreater(seconds["jax.lax"], 0)
+                self.assertGreater(row["speedup"]["auto"][mode], 0)
+                if seconds["auto"]:
+                    ratio = seconds["jax.lax"] / seconds["auto"]
+                    self.assertAlmostEqual(row["speedup"]["auto"][mode], ratio)
+        for mode in ("forward", "step"):
+            a, b = (row["speedup"]["auto"][mode] for row in written["rows"])
+            self.assertAlmostEqual(written["geometric_mean"]["auto"][mode], math.sqrt(a * b))
 
     @parameterized.parameters(
         (("--layers", "dcgan"), "'dcgan' (choose from"),
@@ -74,53 +92,94 @@ class ReportTest(parameterized.TestCase):
         self.assertIn(message, err)
         self.assertIn(arguments[0], err)
 
+    def wrong(self, change, *implementations):
+        """Makes results of the implementations differ."""
+
+        def conv_transpose(*args, implementation, **kwargs):
+            out = lax.conv_transpose(*args, strides=(2, 2), padding="SAME")
+            return change(out) if implementation in implementations else out
+
+        self.monkeypatch.setattr(jaxconvt, "conv_transpose", conv_transpose)
+        return self.run_main("--layers", "dcgan_4")
+
     @parameterized.parameters(
         (lambda out: out * (1 + 2**-20), "DIFFERS in value, value of step, lhs gradient"),
         (lambda out: out.astype(jnp.bfloat16).astype(out.dtype), "DIFFERS in value"),
     )
-    def test_a_difference_is_reported(self, change, message):
-        def wrong(*args, **kwargs):
-            return change(lax.conv_transpose(*args, strides=(2, 2), padding="SAME"))
-
-        self.monkeypatch.setattr(jaxconvt, "conv_transpose", wrong)
-        status, out = self.run_main("--layers", "dcgan_4")
+    def test_a_different_bit_is_reported(self, change, message):
+        status, out = self.wrong(change, "dilated", "auto")
         self.assertEqual(status, 1)
-        self.assertIn(message, out)
+        self.assertIn(f"dilated {message}", out)
         self.assertIn("0 of 1 layers equal", out)
+
+    @parameterized.parameters(
+        (lambda out: out * (1 + 2**-20), 0, "1 of 1 layers equal"),
+        (lambda out: out * 1.001, 1, "auto DIFFERS in value, value of step, lhs gradient"),
+        (lambda out: out * jnp.nan, 1, "auto DIFFERS in value, value of step, lhs gradient"),
+    )
+    def test_a_difference_of_auto_is_reported(self, change, expected, message):
+        status, out = self.wrong(change, "auto")
+        self.assertEqual(status, expected, out)
+        self.assertIn(message, out)
+        self.assertNotIn("dilated DIFFERS", out)
 
     def test_a_failure_is_reported_and_the_rest_runs(self):
         def failing(lhs, *args, **kwargs):
-            if lhs.shape == BY_NAME["dcgan_4"].lhs:
+            if lhs.shape == SMALL["dcgan_4"].lhs:
                 raise RuntimeError("out of memory\nat length")
             return lax.conv_transpose(lhs, *args, strides=(2, 2), padding="SAME")
 
         self.monkeypatch.setattr(jaxconvt, "conv_transpose", failing)
-        status, out = self.run_main("--layers", *SMALL)
+        path = self.tmp_path / "report.json"
+        status, out = self.run_main("--layers", *SMALL, "--json", str(path))
         self.assertEqual(status, 1)
         self.assertIn("failed: RuntimeError: out of memory\n", out)
         self.assertIn("1 of 2 layers equal", out)
+        # The other is jax.lax's own program.
+        means = {"auto": {"forward": 1.0, "step": 1.0}}
+        self.assertEqual(json.loads(path.read_text())["geometric_mean"], means)
 
-    def test_slow_twins_run_once(self):
-        self.monkeypatch.setattr(report, "_SLOW", 0.0)
-        status, out = self.run_main("--layers", "dcgan_4")
-        self.assertEqual(status, 0)
-        self.assertRegex(out, r"dcgan_4 +\d+\.\d+ +=  +\d+\.\d+ +=  same")
+    @parameterized.parameters(0.0, math.inf)
+    def test_twins_are_not_timed_and_run_unless_slow(self, slow):
+        self.monkeypatch.setattr(report, "_SLOW", slow)
+        self.monkeypatch.setattr(report, "_MOST_CALLS", 1)
+        functions = {"jax.lax": jnp.sin, "dilated": jnp.sin, "auto": jnp.cos}
+        results, seconds = report.interleaved(functions, jnp.arange(3.0))
+        self.assertEqual(results["dilated"] is results["jax.lax"], slow == 0.0)
+        self.assertTrue(report.same(results["dilated"], results["jax.lax"]))
+        np.testing.assert_allclose(results["auto"], np.cos(np.arange(3.0)), rtol=1e-6)
+        self.assertIsNone(seconds["dilated"])
+        self.assertGreater(seconds["jax.lax"], 0)
+        self.assertGreater(seconds["auto"], 0)
+
+    def test_difference(self):
+        x = jnp.array([1.0, -4.0])
+        self.assertEqual(report.difference(x, x), 0)
+        self.assertEqual(report.difference(x.at[0].set(2), x), 0.25)
+        self.assertEqual(report.difference(x.at[0].set(jnp.nan), x), math.inf)
+        self.assertEqual(report.difference(x.astype(jnp.bfloat16), x), math.inf)
+        self.assertEqual(report.difference(x[:1], x), math.inf)
+        self.assertEqual(report.difference(x[:0], x[:0]), 0)
 
     def test_slow_strangers_run(self):
         self.monkeypatch.setattr(report, "_SLOW", 0.0)
-        self.monkeypatch.setattr(
-            jaxconvt,
-            "conv_transpose",
-            lambda *args, **kwargs: -lax.conv_transpose(*args, strides=(2, 2), padding="SAME"),
-        )
-        status, out = self.run_main("--layers", "dcgan_4")
+        status, out = self.wrong(lambda out: -out, "dilated")
         self.assertEqual(status, 1)
-        self.assertNotIn("=", out.splitlines()[-3])
+        self.assertIn("dilated DIFFERS in value", out)
+
+    def test_an_unknown_platform_is_given_the_default(self):
+        call = BY_NAME["dcgan_4"].call()
+        self.monkeypatch.setattr(jax, "default_backend", lambda: "abacus")
+        self.assertEqual(set(report.chosen(call).values()), {"dilated"})
+
+    def test_every_choice_has_a_short_name(self):
+        for layer in LAYERS:
+            self.assertLessEqual(set(report.chosen(layer.call()).values()), set(report.SHORT))
 
     def test_float64_as_a_module(self):
         # In a process of its own, as it turns x64 on.
         done = subprocess.run(
-            [sys.executable, "-m", "jaxconvt", "--layers", "dcgan_4", "--dtype", "float64"],
+            [sys.executable, "-m", "jaxconvt", "--layers", "dcgan_rgb", "--dtype", "float64"],
             capture_output=True,
             text=True,
             check=False,
