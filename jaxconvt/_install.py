@@ -12,8 +12,20 @@ from jaxconvt import _spec
 from jaxconvt._api import conv_transpose
 from jaxconvt._plan import IMPLEMENTATIONS
 
-_lock = threading.RLock()
+_lock = threading.Lock()
 _original: Callable[..., Any] | None = None  # jax.lax's, while ours is in its place
+
+
+class _Layer:
+    """What a block of `installed` has in its place: ours, or None for jax.lax's own."""
+
+    def __init__(self, function: Callable[..., Any] | None = None) -> None:
+        self.function = function
+
+
+# Outside of any block, and then each open one, in the order they were opened. The last counts,
+# and they may be closed in any order, as those of several threads are.
+_layers = [_Layer()]
 
 
 def install(implementation: str = "auto") -> None:
@@ -40,12 +52,10 @@ def install(implementation: str = "auto") -> None:
 
     Source: this replaces one attribute of the module `jax.lax`, and nothing else.
     """
-    global _original
-    _spec.choice("implementation", implementation, IMPLEMENTATIONS)
+    replacement = _replacement(implementation)
     with _lock:
-        if _original is None:
-            _original = lax.conv_transpose
-        lax.conv_transpose = _replacement(implementation)
+        _layers[-1].function = replacement
+        _apply()
 
 
 def uninstall() -> None:
@@ -58,18 +68,16 @@ def uninstall() -> None:
 
     Source: see `install`.
     """
-    global _original
     with _lock:
-        if _original is not None:
-            lax.conv_transpose = _original
-            _original = None
+        _layers[-1].function = None
+        _apply()
 
 
 @contextmanager
 def installed(implementation: str = "auto") -> Iterator[None]:
     """`install`, within a `with` block; what was there before it is there after it.
 
-    It is there for all threads, so that blocks of several threads should not overlap.
+    It is there for all threads; of blocks that overlap, the one opened last counts.
 
     Args:
       implementation: as for `install`.
@@ -86,19 +94,36 @@ def installed(implementation: str = "auto") -> Iterator[None]:
 
     Source: see `install`.
     """
-    global _original
+    layer = _Layer(_replacement(implementation))
     with _lock:
-        before = lax.conv_transpose, _original
-        install(implementation)
+        _layers.append(layer)
+        _apply()
     try:
         yield
     finally:
         with _lock:
-            lax.conv_transpose, _original = before
+            _layers.remove(layer)
+            _apply()
+
+
+def _apply() -> None:
+    global _original
+    function = _layers[-1].function
+    if function is not None:
+        if _original is None:
+            _original = lax.conv_transpose
+        lax.conv_transpose = function
+    elif _original is not None:
+        lax.conv_transpose = _original
+        _original = None
 
 
 def _replacement(implementation: str) -> Callable[..., Any]:
+    _spec.choice("implementation", implementation, IMPLEMENTATIONS)
     replacement = functools.partial(conv_transpose, implementation=implementation)
-    functools.update_wrapper(replacement, conv_transpose)
+    # Not all that `functools.update_wrapper` copies: annotations can't be pickled, and the
+    # signature is to show this default.
+    for name in ("__name__", "__qualname__", "__doc__"):
+        setattr(replacement, name, getattr(conv_transpose, name))
     replacement.__module__ = "jaxconvt"
     return replacement

@@ -1,0 +1,464 @@
+"""In the place of jax.lax.conv_transpose: when, for whom, and JAX as it was afterwards."""
+
+import contextlib
+import copy
+import functools
+import inspect
+import pickle
+import re
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+from jax import lax
+from jax.example_libraries import stax
+
+import jaxconvt
+from tests import util
+
+# As it is before anything is installed.
+JAX_LAX = dict(vars(lax))
+ORIGINAL = lax.conv_transpose
+
+EACH = parameterized.parameters(*util.IMPLEMENTATIONS)
+
+
+def operands(dtype="float32"):
+    """Small integers, whose sums are exact whatever their order."""
+    return [
+        np.rint(2 * util.random(name, shape)).astype(dtype)
+        for name, shape in (("lhs", (2, 5, 4, 3)), ("rhs", (4, 3, 3, 2)))
+    ]
+
+
+def call(lhs, rhs, **kwargs):
+    return lax.conv_transpose(lhs, rhs, (2, 2), "SAME", **kwargs)
+
+
+def text(function, *args):
+    """The program that a call of a jitted function runs, without its name."""
+    return re.sub(r"module @\w+", "module @f", function.lower(*args).as_text())
+
+
+def lowered(function=call, **kwargs):
+    """What a new trace gets; the same text for the same implementation."""
+    return text(jax.jit(lambda lhs, rhs: function(lhs, rhs, **kwargs)), *operands())
+
+
+@functools.cache
+def programs():
+    """That of every implementation, and of jax.lax itself."""
+    texts = {"jax.lax": lowered(functools.partial(ORIGINAL, strides=(2, 2), padding="SAME"))}
+    for implementation in util.IMPLEMENTATIONS:
+        with jaxconvt.installed(implementation):
+            texts[implementation] = lowered()
+    return texts
+
+
+class InstallTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.assert_untouched()
+        self.addCleanup(self.assert_untouched)
+        self.addCleanup(jaxconvt.uninstall)
+
+    def assert_untouched(self):
+        now = vars(lax)
+        self.assertEqual(now.keys(), JAX_LAX.keys())
+        self.assertEqual([name for name in now if now[name] is not JAX_LAX[name]], [])
+
+    def assert_installed(self, implementation):
+        self.assertEqual(lax.conv_transpose.__module__, "jaxconvt")
+        self.assertEqual(lowered(), programs()[implementation])
+
+    def test_programs_differ(self):
+        # Otherwise nothing below would tell the implementations apart.
+        texts = programs()
+        self.assertEqual(texts["dilated"], texts["jax.lax"])
+        self.assertLen({texts[name] for name in ("dilated", "col2im", "polyphase")}, 3)
+
+    @EACH
+    def test_install(self, implementation):
+        jaxconvt.install(implementation)
+        self.assert_installed(implementation)
+        changed = [name for name, value in vars(lax).items() if value is not JAX_LAX[name]]
+        self.assertEqual(changed, ["conv_transpose"])
+        jaxconvt.uninstall()
+        self.assertIs(lax.conv_transpose, ORIGINAL)
+
+    def test_auto_is_the_default(self):
+        for start in (jaxconvt.install, jaxconvt.installed):
+            default = inspect.signature(start).parameters["implementation"].default
+            self.assertEqual(default, "auto")
+        jaxconvt.install()
+        self.assert_installed("auto")
+        jaxconvt.uninstall()
+        with jaxconvt.installed():
+            self.assert_installed("auto")
+
+    def test_twice_then_uninstalled_once(self):
+        jaxconvt.install("col2im")
+        jaxconvt.install("col2im")
+        self.assert_installed("col2im")
+        jaxconvt.uninstall()
+        self.assertIs(lax.conv_transpose, ORIGINAL)
+
+    def test_changing_the_implementation(self):
+        for implementation in ("col2im", "dilated", "polyphase", "auto"):
+            jaxconvt.install(implementation)
+            self.assert_installed(implementation)
+        jaxconvt.uninstall()
+        self.assertIs(lax.conv_transpose, ORIGINAL)
+
+    def test_uninstalling_without_installing(self):
+        jaxconvt.uninstall()
+        self.assert_untouched()
+        jaxconvt.install()
+        jaxconvt.uninstall()
+        jaxconvt.uninstall()
+        self.assert_untouched()
+
+    @parameterized.parameters("", "fast", "AUTO", None, 1)
+    def test_no_such_implementation(self, name):
+        with self.assertRaisesRegex(ValueError, "implementation must be one of 'dilated', "):
+            jaxconvt.install(name)
+        self.assert_untouched()
+        jaxconvt.install("col2im")
+        with self.assertRaisesRegex(ValueError, "implementation must be one of 'dilated', "):
+            jaxconvt.install(name)
+        context = jaxconvt.installed(name)
+        with self.assertRaisesRegex(ValueError, "implementation must be"), context:
+            self.fail("the block was entered")
+        self.assert_installed("col2im")
+
+    def test_nesting(self):
+        with jaxconvt.installed("col2im"):
+            outer = lax.conv_transpose
+            with jaxconvt.installed("polyphase"):
+                self.assert_installed("polyphase")
+                with jaxconvt.installed("polyphase"):
+                    self.assert_installed("polyphase")
+                self.assert_installed("polyphase")
+            self.assertIs(lax.conv_transpose, outer)
+        self.assertIs(lax.conv_transpose, ORIGINAL)
+
+    def test_block_within_an_installation(self):
+        jaxconvt.install("col2im")
+        before = lax.conv_transpose
+        with jaxconvt.installed("polyphase"):
+            self.assert_installed("polyphase")
+        self.assertIs(lax.conv_transpose, before)
+        self.assert_installed("col2im")
+
+    def test_installing_and_uninstalling_within_a_block(self):
+        for outer in (None, "dilated"):
+            if outer:
+                jaxconvt.install(outer)
+            before = lax.conv_transpose
+            with jaxconvt.installed("col2im"):
+                jaxconvt.install("polyphase")
+                self.assert_installed("polyphase")
+                jaxconvt.uninstall()
+                self.assertIs(lax.conv_transpose, ORIGINAL)
+                jaxconvt.uninstall()
+                with jaxconvt.installed("auto"):
+                    self.assert_installed("auto")
+                self.assertIs(lax.conv_transpose, ORIGINAL)
+            self.assertIs(lax.conv_transpose, before)
+
+    def test_exceptions(self):
+        with self.assertRaises(ZeroDivisionError), jaxconvt.installed("col2im"):
+            raise ZeroDivisionError
+        self.assert_untouched()
+        jaxconvt.install("polyphase")
+        with self.assertRaises(KeyboardInterrupt), jaxconvt.installed("col2im"):
+            raise KeyboardInterrupt
+        self.assert_installed("polyphase")
+
+    def test_errors_of_a_call(self):
+        jaxconvt.install()
+        with self.assertRaisesRegex(ValueError, "strides must be"):
+            lax.conv_transpose(*operands(), (2,), "SAME")
+        self.assert_installed("auto")
+
+    def test_blocks_closed_in_any_order(self):
+        first, second, third = map(jaxconvt.installed, ("col2im", "polyphase", "dilated"))
+        for block in (first, second, third):
+            block.__enter__()
+        first.__exit__(None, None, None)
+        self.assert_installed("dilated")
+        third.__exit__(None, None, None)
+        self.assert_installed("polyphase")
+        second.__exit__(None, None, None)
+        self.assertIs(lax.conv_transpose, ORIGINAL)
+
+    def test_as_a_decorator(self):
+        @jaxconvt.installed("col2im")
+        def within(depth=2):
+            return within(depth - 1) if depth else lowered()
+
+        for _ in range(2):
+            self.assertEqual(within(), programs()["col2im"])
+            self.assertIs(lax.conv_transpose, ORIGINAL)
+
+    def test_what_was_imported_before_is_jax_lax(self):
+        jaxconvt.install("col2im")
+        self.assertIsNot(lax.conv_transpose, ORIGINAL)
+        imported = functools.partial(ORIGINAL, strides=(2, 2), padding="SAME")
+        self.assertEqual(lowered(imported), programs()["jax.lax"])
+
+    def test_our_own_function_keeps_its_default(self):
+        jaxconvt.install("col2im")
+        ours = functools.partial(jaxconvt.conv_transpose, strides=(2, 2), padding="SAME")
+        self.assertEqual(lowered(ours), programs()["dilated"])
+
+    @EACH
+    def test_a_call_may_say_otherwise(self, implementation):
+        jaxconvt.install("col2im")
+        self.assertEqual(lowered(implementation=implementation), programs()[implementation])
+
+
+class SignatureTest(parameterized.TestCase):
+    @EACH
+    def test_signature(self, implementation):
+        with jaxconvt.installed(implementation):
+            ours = inspect.signature(lax.conv_transpose).parameters
+        theirs = inspect.signature(ORIGINAL).parameters
+        for mine, its in zip(ours.values(), theirs.values(), strict=False):
+            self.assertEqual(
+                (mine.name, mine.kind, mine.default), (its.name, its.kind, its.default)
+            )
+        # Beyond those: what jax.lax lacks, by keyword, but for the one that older ones lack.
+        rest = [p for p in list(ours.values())[len(theirs) :] if p.name != "use_consistent_padding"]
+        self.assertEqual({p.kind for p in rest}, {inspect.Parameter.KEYWORD_ONLY})
+        self.assertEqual(ours["implementation"].default, implementation)
+
+    @EACH
+    def test_arguments_by_position(self, implementation):
+        lhs, rhs = operands()
+        layout = ("NHWC", "HWOI", "NHWC")
+        positional = ((2, 3), [(1, 2), (3, 0)], (2, 1), layout, True, None, "float32")
+        want = ORIGINAL(lhs, rhs, *positional)
+        with jaxconvt.installed(implementation):
+            got = lax.conv_transpose(lhs, rhs, *positional)
+        np.testing.assert_array_equal(got, want)
+
+    def test_name_and_documentation(self):
+        with jaxconvt.installed():
+            self.assertEqual(lax.conv_transpose.__name__, ORIGINAL.__name__)
+            self.assertEqual(lax.conv_transpose.__doc__, jaxconvt.conv_transpose.__doc__)
+
+    def test_copied_and_pickled(self):
+        lhs, rhs = operands()
+        want = call(lhs, rhs)
+        with jaxconvt.installed("col2im"):
+            twins = [
+                pickle.loads(pickle.dumps(lax.conv_transpose)),
+                copy.deepcopy(lax.conv_transpose),
+            ]
+        for twin in twins:
+            default = inspect.signature(twin).parameters["implementation"].default
+            self.assertEqual(default, "col2im")
+            np.testing.assert_array_equal(twin(lhs, rhs, (2, 2), "SAME"), want)
+
+
+class TracedTest(parameterized.TestCase):
+    """Functions already traced keep what they were traced with."""
+
+    def test_before_installing(self):
+        lhs, rhs = operands()
+        f = jax.jit(lambda lhs, rhs: call(lhs, rhs))  # JAX knows a function by its identity
+        want = f(lhs, rhs)
+        with jaxconvt.installed("col2im"):
+            np.testing.assert_array_equal(f(lhs, rhs), want)
+            self.assertEqual(text(f, lhs, rhs), programs()["jax.lax"])
+            # Another shape is another trace.
+            self.assertNotIn("stablehlo.convolution", text(f, lhs[:, 1:], rhs))
+
+    def test_while_installed(self):
+        lhs, rhs = operands()
+        f = jax.jit(lambda lhs, rhs: call(lhs, rhs))  # JAX knows a function by its identity
+        with jaxconvt.installed("col2im"):
+            want = f(lhs, rhs)
+        np.testing.assert_array_equal(f(lhs, rhs), want)
+        self.assertEqual(text(f, lhs, rhs), programs()["col2im"])
+        self.assertIn("stablehlo.convolution", text(f, lhs[:, 1:], rhs))
+
+    def test_compiled_ahead_of_time(self):
+        lhs, rhs = operands()
+        want = call(lhs, rhs)
+        with jaxconvt.installed("col2im"):
+            compiled = jax.jit(lambda *a: call(*a)).lower(lhs, rhs).compile()
+        np.testing.assert_array_equal(compiled(lhs, rhs), want)
+
+    def test_gradients_of_a_linearised_function(self):
+        lhs, rhs = operands()
+        out, want = value_and_cotangents(lhs, rhs)
+        with jaxconvt.installed("col2im"):
+            _, transpose = jax.vjp(call, lhs, rhs)
+        jax.tree.map(np.testing.assert_array_equal, transpose(out), want)
+
+
+def value_and_cotangents(lhs, rhs):
+    """The result of a call, and the cotangents it has where it is its own cotangent."""
+    out, transpose = jax.vjp(call, lhs, rhs)
+    return out, transpose(out)
+
+
+class ThreadsTest(absltest.TestCase):
+    CALLERS = 8
+
+    def run_together(self, *functions):
+        """Each in a thread of its own, started together; their exceptions are raised here."""
+        barrier, errors = threading.Barrier(len(functions)), []
+
+        def run(function):
+            try:
+                barrier.wait(60)
+                function()
+            except BaseException as e:
+                errors.append(e)
+
+        threads = [threading.Thread(target=run, args=(f,), daemon=True) for f in functions]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(300)
+            self.assertFalse(thread.is_alive())
+        if errors:
+            raise errors[0]
+        self.assertIs(lax.conv_transpose, ORIGINAL)
+
+    def test_calls_while_others_install(self):
+        cases = []
+        for size in (3, 4):
+            lhs, rhs = operands()
+            lhs = lhs[:, :size]
+            cases.append((lhs, rhs, *value_and_cotangents(lhs, rhs)))
+        calling = threading.Semaphore(0)
+        done, seen = threading.Event(), set()
+
+        def caller():
+            try:
+                for turn in range(4):
+                    lhs, rhs, want, gradients = cases[turn % 2]
+                    seen.add(lax.conv_transpose.__module__)
+                    np.testing.assert_array_equal(call(lhs, rhs), want)
+                    np.testing.assert_array_equal(jax.jit(lambda *a: call(*a))(lhs, rhs), want)
+                    out, got = value_and_cotangents(lhs, rhs)
+                    np.testing.assert_array_equal(out, want)
+                    jax.tree.map(np.testing.assert_array_equal, got, gradients)
+            finally:
+                calling.release()
+
+        def changer(implementations):
+            while not done.is_set():
+                for implementation in implementations:
+                    jaxconvt.install(implementation)
+                    done.wait(0.002)
+                    jaxconvt.uninstall()
+                    with jaxconvt.installed(implementation):
+                        done.wait(0.003)
+
+        def ender():
+            for _ in range(self.CALLERS):
+                calling.acquire(timeout=300)
+            done.set()
+
+        changers = [("col2im", "dilated"), ("polyphase", "auto")]
+        self.run_together(
+            *[caller] * self.CALLERS,
+            *[functools.partial(changer, names) for names in changers],
+            ender,
+        )
+        self.assertIn("jaxconvt", seen)
+
+    def test_blocks_that_overlap(self):
+        lhs, rhs = operands()
+        want = call(lhs, rhs)
+
+        def worker(implementation):
+            for _ in range(10):
+                with jaxconvt.installed(implementation):
+                    # Whoever opened the last block, some block is open.
+                    self.assertEqual(lax.conv_transpose.__module__, "jaxconvt")
+                    np.testing.assert_array_equal(call(lhs, rhs), want)
+
+        self.run_together(*[functools.partial(worker, i) for i in util.IMPLEMENTATIONS * 2])
+
+
+class StaxTest(parameterized.TestCase):
+    """A model that calls jax.lax.conv_transpose, unchanged."""
+
+    def model(self):
+        return stax.serial(
+            stax.Dense(3 * 4 * 6),
+            stax.Relu,
+            _reshape((3, 4, 6)),
+            stax.ConvTranspose(5, (4, 4), (2, 2), "SAME"),
+            stax.Tanh,
+            stax.ConvTranspose(4, (3, 2), (1, 3), "VALID"),
+            stax.Tanh,
+            stax.ConvTranspose(2, (2, 3)),
+        )
+
+    def train(self, implementation, steps=5):
+        """The output, the gradients, and the losses of a short training."""
+        init, apply = self.model()
+        shape, params = init(jax.random.PRNGKey(0), (3, 7))
+        x = util.random("x", (3, 7))
+        target = util.random("target", shape)
+
+        def loss(params):
+            out = apply(params, x)
+            return jnp.mean((out - target) ** 2), out
+
+        context = jaxconvt.installed(implementation) if implementation else contextlib.nullcontext()
+        with context:
+            self.assertEqual(util.primitives(loss, params).count("conv_transpose"),
+                             3 * (implementation not in (None, "dilated")))  # fmt: skip
+            step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+            (_, out), gradients = step(params)
+            losses = []
+            for _ in range(steps):
+                (value, _), change = step(params)
+                losses.append(float(value))
+                params = jax.tree.map(lambda p, g: p - 0.1 * g, params, change)
+        return out, gradients, losses
+
+    @EACH
+    def test_outputs_gradients_and_training(self, implementation):
+        want, got = self.train(None), self.train(implementation)
+        self.assertLess(want[2][-1], want[2][0])
+        if implementation == "dilated":
+            jax.tree.map(np.testing.assert_array_equal, got, want)
+        else:
+            jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
+                         got, want)  # fmt: skip
+
+    @EACH
+    def test_1d(self, implementation):
+        init, apply = stax.Conv1DTranspose(4, (5,), (3,), "SAME")
+        x = util.random("x", (2, 6, 3))
+        shape, params = init(jax.random.PRNGKey(0), x.shape)
+        want = apply(params, x)
+        self.assertEqual(want.shape, shape)
+        with jaxconvt.installed(implementation):
+            got = apply(params, x)
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+
+
+def _reshape(shape):
+    def init(rng, input_shape):
+        return (input_shape[0], *shape), ()
+
+    def apply(params, inputs, **kwargs):
+        return inputs.reshape(inputs.shape[0], *shape)
+
+    return init, apply
+
+
+if __name__ == "__main__":
+    absltest.main()
