@@ -1,0 +1,201 @@
+"""Real models, end to end: their training steps before and after `jaxconvt.install()`.
+
+    python benchmarks/models.py                 # about 3 minutes; all models
+    python benchmarks/models.py --models dcgan
+
+A Flax DCGAN generator, the decoder of a 3-D U-Net, and the upsampling of a HiFi-GAN
+generator (without its residual blocks), each with upsampling layers `flax.linen.ConvTranspose`
+and not a line changed. A training step is loss, gradients and an update (plain gradient
+descent), jitted, fitting a fixed random target by squared error. Each model's step is compiled
+twice, before and after `jaxconvt.install()`, and both are run from the same parameters for 20
+steps, in turn: the losses of the two are compared, where the parameters end up (their distance,
+over how far they came), and the median times of a step. What a step holds besides transposed
+convolutions counts: in the U-Net most of it is the gradients of ordinary 3-D convolutions.
+
+Writes benchmarks/results/<machine>-models.json. The exit status is 0 if all losses agree
+within 1e-3 (on a GPU, which multiplies float32 as TF32, 1e-2), otherwise 1.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from layers import default_output, describe_machine
+
+import jaxconvt
+
+STEPS = 20
+
+
+class DCGAN(nn.Module):
+    """The generator of https://arxiv.org/abs/1511.06434, from noise to 64x64 images."""
+
+    channels: Sequence[int] = (512, 256, 128, 64)
+
+    @nn.compact
+    def __call__(self, z: jax.Array) -> jax.Array:
+        x = nn.Dense(4 * 4 * self.channels[0], use_bias=False)(z)
+        x = x.reshape(-1, 4, 4, self.channels[0])
+        for channels in self.channels[1:]:
+            x = nn.relu(nn.BatchNorm(use_running_average=False)(x))
+            x = nn.ConvTranspose(channels, (4, 4), (2, 2), use_bias=False)(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=False)(x))
+        return jnp.tanh(nn.ConvTranspose(3, (4, 4), (2, 2))(x))
+
+
+class UNet3D(nn.Module):
+    """The decoder of https://arxiv.org/abs/1606.06650, narrow, from the bottom up."""
+
+    channels: Sequence[int] = (32, 16)
+    classes: int = 3
+
+    @nn.compact
+    def __call__(self, x: jax.Array, skips: Sequence[jax.Array]) -> jax.Array:
+        for channels, skip in zip(self.channels, skips, strict=True):
+            x = nn.ConvTranspose(channels, (2, 2, 2), (2, 2, 2), padding="VALID")(x)
+            x = jnp.concatenate([x, skip], -1)
+            x = nn.relu(nn.GroupNorm(4)(nn.Conv(channels, (3, 3, 3))(x)))
+        return nn.Conv(self.classes, (1, 1, 1))(x)
+
+
+class HiFiGAN(nn.Module):
+    """The upsampling of https://arxiv.org/abs/2010.05646, V1, from mel spectra to samples."""
+
+    channels: int = 512
+    strides: Sequence[int] = (8, 8, 2, 2)
+
+    @nn.compact
+    def __call__(self, mel: jax.Array) -> jax.Array:
+        x = nn.Conv(self.channels, (7,))(mel)
+        for i, stride in enumerate(self.strides):
+            x = nn.leaky_relu(x, 0.1)
+            x = nn.ConvTranspose(self.channels >> (i + 1), (2 * stride,), (stride,))(x)
+        return jnp.tanh(nn.Conv(1, (7,))(nn.leaky_relu(x)))
+
+
+class Case(NamedTuple):
+    model: nn.Module
+    inputs: Any  # shapes
+    rate: float
+
+
+CASES = {
+    "dcgan": Case(DCGAN(), [(8, 100)], 0.1),
+    "unet3d": Case(UNet3D(), [(1, 8, 8, 8, 64), [(1, 16, 16, 16, 32), (1, 32, 32, 32, 16)]], 0.1),
+    "hifigan": Case(HiFiGAN(), [(1, 32, 80)], 0.5),
+}
+
+
+def random(shapes: Any) -> Any:
+    """Arrays of those shapes."""
+    key = iter(jax.random.split(jax.random.key(0), 100))
+    return jax.tree.map(
+        lambda shape: jax.random.normal(next(key), shape),
+        shapes,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+
+def norm(tree: Any) -> float:
+    return float(jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(tree))))
+
+
+def compile_step(case: Case, state: Any, inputs: Any, target: jax.Array) -> Callable[..., Any]:
+    """(parameters) -> (parameters, loss), traced now."""
+
+    def loss(params: Any) -> jax.Array:
+        out, _ = case.model.apply(
+            {**state, "params": params}, *inputs, mutable=["batch_stats"]
+        )  # training: running averages are not used
+        return jnp.mean((out - target) ** 2)
+
+    def step(params: Any) -> tuple[Any, jax.Array]:
+        value, gradients = jax.value_and_grad(loss)(params)
+        return jax.tree.map(lambda p, g: p - case.rate * g, params, gradients), value
+
+    return jax.jit(step).lower(state["params"]).compile()
+
+
+def measure(case: Case) -> dict[str, Any]:
+    inputs = random(case.inputs)
+    # Jitted, so that the outputs, which nobody asks for, are not computed.
+    state = jax.jit(case.model.init)(jax.random.key(1), *inputs)
+    out, _ = jax.eval_shape(
+        lambda state: case.model.apply(state, *inputs, mutable=["batch_stats"]), state
+    )
+    target = jnp.tanh(random(out.shape))
+
+    steps = {"jax.lax": compile_step(case, state, inputs, target)}
+    with jaxconvt.installed():
+        steps["jaxconvt"] = compile_step(case, state, inputs, target)
+
+    params = dict.fromkeys(steps, state["params"])
+    losses: dict[str, list[float]] = {name: [] for name in steps}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for i in range(STEPS):
+        for name in reversed(steps) if i % 2 else steps:
+            start = time.perf_counter()
+            params[name], loss = jax.block_until_ready(steps[name](params[name]))
+            times[name].append(time.perf_counter() - start)
+            losses[name].append(float(loss))
+    before, after = params.values()
+    apart = norm(jax.tree.map(jnp.subtract, before, after))
+    moved = norm(jax.tree.map(jnp.subtract, before, state["params"]))
+    pairs = zip(losses["jax.lax"], losses["jaxconvt"], strict=True)
+    return {
+        "parameters": sum(x.size for x in jax.tree.leaves(state["params"])),
+        "output": out.shape,
+        "losses": losses,
+        "max_relative_difference": max(abs(a - b) / abs(a) for a, b in pairs),
+        "parameters_apart": apart / moved,
+        # The first call, which warms caches, does not count.
+        "seconds": {name: statistics.median(t[1:]) for name, t in times.items()},
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--output", type=Path, metavar="FILE")
+    arguments = parser.parse_args()
+
+    about = {**describe_machine(""), "flax": flax.__version__}
+    path = arguments.output or default_output(about)
+    if not arguments.output:
+        path = path.with_name(f"{path.stem}-models.json")
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    print(f"\n{'step, ms':10}{'jax.lax':>10}{'jaxconvt':>10}{'':10} losses, first and last")
+    rows = {}
+    for name in arguments.models:
+        row = rows[name] = measure(CASES[name])
+        before, after = row["seconds"].values()
+        losses = row["losses"]["jaxconvt"]
+        print(
+            f"{name:10}{before * 1e3:10.1f}{after * 1e3:10.1f}{before / after:9.1f}x "
+            f"{losses[0]:.4f} to {losses[-1]:.4f}, differ from jax.lax's by at most "
+            f"{row['max_relative_difference']:.1e} of them; parameters {row['parameters_apart']:.1e}",
+            flush=True,
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    texts = [f"{json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items()]
+    models = ",\n  ".join(texts)
+    path.write_text(f'{{"machine": {json.dumps(about)},\n "models": {{\n  {models}}}}}\n')
+    print(f"\nwritten to {path}")
+    tolerance = 1e-3 if jax.default_backend() == "cpu" else 1e-2
+    # Not "greater than", which a NaN is not.
+    return int(not all(row["max_relative_difference"] <= tolerance for row in rows.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
