@@ -48,6 +48,7 @@ class Rates:
     stuffed3: float  # the same, of 3 and more spatial dimensions
     kernel: float  # per flop of XLA's kernel gradient of it
     byte: float  # of operands and result
+    copied: float  # per byte of patches of lhs
     folded: float  # per byte of Y (see `_col2im`), or of another intermediate of the value
     unfolded: float  # per byte of U, or of another intermediate of a gradient
     fresh: float  # per byte of intermediates that are too large to be reused
@@ -58,7 +59,7 @@ CPU = Rates(
     measured="2 cores of an AMD EPYC (Zen 3), jaxlib 0.10.2",
     call=15e-6,
     gemm=1.0e-11,
-    conv=1.4e-11,
+    conv=1.3e-11,
     conv3=3.5e-11,
     grouped=8.0,
     elementwise=2e-10,
@@ -68,7 +69,8 @@ CPU = Rates(
     stuffed3=1.4e-10,
     kernel=1e-9,
     byte=1e-10,
-    folded=1.3e-10,
+    copied=1e-10,
+    folded=1.8e-10,
     unfolded=2.2e-10,
     fresh=1e-9,
     reused=30 * 2**20,
@@ -91,6 +93,7 @@ GPU = Rates(
     stuffed3=1 / 20e12,
     kernel=1 / 2e11,
     byte=1 / 1.5e12,
+    copied=2 / 1.5e12,
     folded=2 / 1.5e12,
     unfolded=2 / 1.5e12,
     fresh=0.0,
@@ -207,7 +210,7 @@ def seconds(at: Call, choice: Choice, rates: Rates) -> float:
         slow = 4 if at.j < 4 else 1
         slow *= 2 if dilated else 1
         folded = gemm(at, 0).seen  # it is a GEMM and a fold, one image at a time
-        time += at.flops * rates.dilated * slow + folded * moved * 2
+        time += at.flops * rates.dilated * slow + (folded + 2 * at.rhs_bytes) * moved
         return time + _fresh(folded, rates)
     if choice.name == "polyphase" and at.face != "rhs":
         groups = [phase_groups(a) for a in at.axes]
@@ -221,7 +224,8 @@ def seconds(at: Call, choice: Choice, rates: Rates) -> float:
     if at.depthwise and choice.name == "col2im":  # see `_depthwise`
         return time + 4 * rates.call + at.flops * rates.elementwise
     made = gemm(at, n if choice.name == "polyphase" else choice.gathered)
-    time += at.flops * rates.gemm + (made.patches + made.seen + at.rhs_bytes) * moved
+    time += at.flops * rates.gemm + made.patches * rates.copied
+    time += (made.seen + at.rhs_bytes) * moved
     return time + 2 * made.products * rates.call + _fresh(made.temp, rates)
 
 
