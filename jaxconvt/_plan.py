@@ -164,6 +164,7 @@ class Gemm(NamedTuple):
 
 def gemm(at: Call, gathered: int) -> Gemm:
     products = patches = seen = 0
+    width = max(at.itemsize, 4) if at.face == "out" else at.itemsize  # Y is summed in float32
     scattered = at.axes[gathered:]
     for group in itertools.product(*[phase_groups(a) for a in at.axes[:gathered]]):
         points = at.n * at.g * math.prod([rows(a) for a in at.axes[:gathered]])
@@ -172,7 +173,7 @@ def gemm(at: Call, gathered: int) -> Gemm:
         phases = math.prod([len(p.phases) for p in group])
         products += 1
         patches += points * shifts * at.i * at.itemsize if gathered else 0
-        seen += points * phases * _size(scattered, "taps") * at.j * at.itemsize
+        seen += points * phases * _size(scattered, "taps") * at.j * width
     temp = patches + seen * (5 if at.face == "out" else 3) // 2
     return Gemm(products, patches, seen, temp)
 
