@@ -21,6 +21,8 @@ FLOATS = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 INTEGERS = ("int8", "int16", "int32", "uint8", "uint16", "uint32", "bool")
 WIDE = ("float64", "int64", "uint64", "complex128")
 DTYPES = (*FLOATS, *INTEGERS, "complex64", *WIDE)
+# One of each that a lowering has to think about.
+KINDS = ("bfloat16", "float16", "float8_e4m3fn", "int8", "uint32", "bool", "complex64", "float64")
 
 
 @contextlib.contextmanager
