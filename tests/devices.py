@@ -1,0 +1,257 @@
+"""Every implementation on eight devices; run by test_devices.py, in a process of its own.
+
+To read the collectives of a layer yourself, as `python -m tests.devices` prints them:
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 JAX_PLATFORMS=cpu python -m tests.devices
+"""
+
+import collections
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import parameterized
+from jax import export, lax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxconvt import IMPLEMENTATIONS, conv_transpose
+from tests import util
+
+LHS, RHS = util.random("lhs", (8, 32, 8, 8)), util.random("rhs", (4, 3, 8, 16))
+ARGUMENTS = {"strides": (2, 1), "padding": "SAME"}
+OURS = tuple(name for name in IMPLEMENTATIONS if name != "dilated")
+
+REDUCE, PERMUTE, GATHER = "all-reduce", "collective-permute", "all-gather"
+COLLECTIVES = (REDUCE, PERMUTE, GATHER, "reduce-scatter", "all-to-all")
+
+# How lhs and rhs are divided on the 2x4 mesh, and the output with them if nobody says how;
+# whether the value needs no collectives; and which the value with both gradients may have.
+# Halos are permuted, and where a sum runs over what is divided it is reduced: over input
+# channels in the value, over output channels, images and rows in gradients. Nothing gathers.
+SHARDINGS = {
+    "batch": (P("ab"), P(), P("ab"), True, (REDUCE,)),
+    "rows": (P(None, "ab"), P(), P(None, "ab"), False, (PERMUTE, REDUCE)),
+    "batch, rows": (P("a", "b"), P(), P("a", "b"), False, (PERMUTE, REDUCE)),
+    "rows, columns": (P(None, "a", "b"), P(), P(None, "a", "b"), False, (PERMUTE, REDUCE)),
+    "in": (P(None, None, None, "ab"), P(None, None, "ab"), P(), False, (REDUCE,)),
+    "out": (P(), P(None, None, None, "ab"), P(None, None, None, "ab"), True, (REDUCE,)),
+    "batch, in": (P("a", None, None, "b"), P(None, None, "b"), P("a"), False, (REDUCE,)),
+    "batch, out": (P("a"), P(None, None, None, "b"), P("a", None, None, "b"), True, (REDUCE,)),
+    "rows, out": (P(None, "b"), P(None, None, None, "a"), P(None, "b", None, "a"),
+                  False, (PERMUTE, REDUCE)),
+    "in, out": (P(None, None, None, "a"), P(None, None, "a", "b"), P(None, None, None, "b"),
+                False, (REDUCE,)),
+    # Of a kernel whose taps are divided every device needs all: they are small.
+    "kernel": (P(), P("a"), P(), False, COLLECTIVES),
+    "batch, kernel": (P("b"), P("a"), P("b"), False, COLLECTIVES),
+}  # fmt: skip
+
+
+def mesh(*types):
+    """The 2x4 mesh, of axes a and b; `types` on versions of JAX whose axes have types."""
+    devices = np.array(jax.devices()).reshape(2, 4)
+    return jax.sharding.Mesh(devices, ("a", "b"), **({"axis_types": types} if types else {}))
+
+
+def sharding(spec):
+    """A spec in which "ab" means both axes of the mesh."""
+    return NamedSharding(mesh(), P(*[("a", "b") if axis == "ab" else axis for axis in spec]))
+
+
+def ways(*specs):
+    """How many devices share the work."""
+    axes = set("".join(axis for spec in specs for axis in spec if axis))
+    return math.prod(mesh().shape[axis] for axis in axes)
+
+
+def function(implementation):
+    if implementation == "jax.lax":
+        return functools.partial(lax.conv_transpose, **ARGUMENTS)
+    return functools.partial(conv_transpose, implementation=implementation, **ARGUMENTS)
+
+
+def step(f):
+    """`f` with both its gradients, for a cotangent that follows the output wherever it is."""
+
+    def value_and_gradients(lhs, rhs):
+        out, vjp = jax.vjp(f, lhs, rhs)
+        return (out, *vjp(jnp.cos(out)))
+
+    return value_and_gradients
+
+
+def compiled(f, operands=None, results=None):
+    """The program of `f` for each device, its operands and results sharded by these specs."""
+    shardings = {}
+    for name, specs in (("in_shardings", operands), ("out_shardings", results)):
+        if specs is not None:
+            shardings[name] = tuple(sharding(spec) for spec in specs)
+    return jax.jit(f, **shardings).lower(LHS, RHS).compile()
+
+
+@functools.cache
+def one_device(implementation):
+    """What one device makes of value and gradients, and with how many FLOPs."""
+    program = compiled(step(function(implementation)))
+    return [np.asarray(x) for x in program(LHS, RHS)], flops(program)
+
+
+def flops(program):
+    costs = program.cost_analysis()
+    return (costs[0] if isinstance(costs, list) else costs)["flops"]
+
+
+def collectives(program):
+    """How often each occurs in the program of a device."""
+    found = re.findall(rf" ({'|'.join(COLLECTIVES)})(?:-start)?\(", program.as_text())
+    return dict(collections.Counter(found))
+
+
+def assert_close(got, want, name=""):
+    for label, x, y in zip(("value", "lhs gradient", "rhs gradient"), got, want, strict=False):
+        atol = 1e-5 * max(np.abs(y).max(initial=0), 1)
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=atol, err_msg=f"{label} {name}")
+
+
+EVERY = parameterized.product(implementation=IMPLEMENTATIONS)
+
+
+class ShardedTest(parameterized.TestCase):
+    def test_devices(self):
+        self.assertLen(jax.devices(), 8)
+
+    @parameterized.product(name=tuple(SHARDINGS), implementation=IMPLEMENTATIONS)
+    def test_sharding(self, name, implementation):
+        lhs, rhs, out, silent, allowed = SHARDINGS[name]
+        f = function(implementation)
+        # Before Shardy, the compiler has to be told where the output is.
+        shardy = getattr(jax.config, "jax_use_shardy_partitioner", True)
+        program = compiled(step(f), (lhs, rhs), None if shardy else (out, lhs, rhs))
+        got = program(*jax.device_put((LHS, RHS), (sharding(lhs), sharding(rhs))))
+        want, all_flops = one_device(implementation)
+        assert_close(got, want, name)
+        if implementation == "dilated" or allowed == COLLECTIVES:
+            return
+        for x, spec in zip(got, (out, lhs, rhs), strict=True):
+            self.assertTrue(x.sharding.is_equivalent_to(sharding(spec), 4), x.sharding)
+        self.assertContainsSubset(collectives(program), allowed)
+        if silent:
+            self.assertEmpty(collectives(compiled(f, (lhs, rhs))))
+        self.assertBetween(flops(program) / all_flops * ways(lhs, rhs), 0.95, 1.3)
+
+    @parameterized.product(
+        spec=(P("b"), P(None, "a", "b"), P(None, None, None, "b")), implementation=OURS
+    )
+    def test_what_does_not_divide(self, spec, implementation):
+        # 3 images, 13x7 pixels to 28x14, 6 channels to 5.
+        lhs, rhs = util.random("odd", (3, 13, 7, 6)), util.random("odd", (4, 3, 6, 5))
+
+        def f(lhs, rhs):
+            lhs = lax.with_sharding_constraint(lhs, sharding(spec))
+            out = conv_transpose(lhs, rhs, (2, 2), "VALID", implementation=implementation)
+            return lax.with_sharding_constraint(out, sharding(spec))
+
+        alone = functools.partial(lax.conv_transpose, strides=(2, 2), padding="VALID")
+        assert_close(jax.jit(step(f))(lhs, rhs), step(alone)(lhs, rhs))
+
+
+def shard_map(f, check, **specs):
+    if hasattr(jax, "shard_map"):
+        return jax.shard_map(f, mesh=mesh(), check_vma=check, **specs)
+    from jax.experimental.shard_map import shard_map
+
+    return shard_map(f, mesh(), check_rep=check, **specs)
+
+
+class ShardMapTest(parameterized.TestCase):
+    @parameterized.product(implementation=IMPLEMENTATIONS, check=(True, False))
+    def test_differentiated_from_outside(self, implementation, check):
+        f = shard_map(
+            function(implementation),
+            check,
+            in_specs=(P("a"), P(None, None, None, "b")),
+            out_specs=P("a", None, None, "b"),
+        )
+        assert_close(jax.jit(step(f))(LHS, RHS), one_device(implementation)[0])
+
+    @parameterized.product(implementation=IMPLEMENTATIONS, check=(True, False))
+    def test_differentiated_inside(self, implementation, check):
+        def gradients(lhs, rhs):
+            out, dlhs, drhs = step(function(implementation))(lhs, rhs)
+            # Where JAX knows that rhs is everywhere the same, so is its gradient.
+            known = check and hasattr(jax, "shard_map")
+            return out, dlhs, drhs if known else lax.psum(drhs, ("a", "b"))
+
+        batch = P(("a", "b"))
+        f = shard_map(gradients, check, in_specs=(batch, P()), out_specs=(batch, batch, P()))
+        assert_close(jax.jit(f)(LHS, RHS), one_device(implementation)[0])
+
+
+class ExplicitTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        if not hasattr(jax.sharding, "auto_axes") or not hasattr(jax, "set_mesh"):
+            self.skipTest(f"JAX {jax.__version__} has no explicit sharding")
+
+    @parameterized.product(
+        implementation=IMPLEMENTATIONS,
+        # Type of axis b; then lhs, rhs, and the output where it does not follow
+        case=(
+            ("Explicit", P("a"), P(), None),
+            ("Explicit", P("a", None, None, "b"), P(None, None, "b"), P("a")),
+            ("Auto", P(), P(), P("a")),
+        ),
+    )
+    def test_types(self, implementation, case):
+        kind, lhs, rhs, out = case
+        f = function(implementation)
+        if out is not None:
+            f = functools.partial(f, out_sharding=out)
+        kinds = [getattr(jax.sharding.AxisType, name) for name in ("Explicit", kind)]
+        with jax.set_mesh(mesh(*kinds)):
+            operands = jax.device_put(LHS, lhs), jax.device_put(RHS, rhs)
+            got = jax.jit(step(f))(*operands)
+            for x, spec in zip(got, (out or lhs, lhs, rhs), strict=True):
+                self.assertEqual(jax.typeof(x).sharding.spec, P(*spec, *[None] * (4 - len(spec))))
+            eager = f(*operands)
+        self.assertEqual(jax.typeof(eager), jax.typeof(got[0]))
+        assert_close(got, one_device(implementation)[0])
+        assert_close([eager], one_device(implementation)[0])
+
+    @EVERY
+    def test_ambiguous(self, implementation):
+        with jax.set_mesh(mesh(*[jax.sharding.AxisType.Explicit] * 2)):
+            lhs = jax.device_put(LHS, P("a"))
+            rhs = jax.device_put(RHS, P(None, None, None, "b"))
+            with self.assertRaisesRegex(Exception, "out_sharding"):
+                function(implementation)(lhs, rhs)
+
+
+class ExportTest(parameterized.TestCase):
+    @EVERY
+    def test_export(self, implementation):
+        lhs, rhs = sharding(P("a", "b")), sharding(P())
+        f = jax.jit(step(function(implementation)), in_shardings=(lhs, rhs))
+        exported = export.export(f)(LHS, RHS)
+        self.assertEqual(exported.nr_devices, 8)
+        got = jax.jit(exported.call)(*jax.device_put((LHS, RHS), (lhs, rhs)))
+        assert_close(got, one_device(implementation)[0])
+
+
+def main():
+    print(f"JAX {jax.__version__}, 2x4 mesh, lhs {LHS.shape}, rhs {RHS.shape}, {ARGUMENTS}")
+    for name, (lhs, rhs, *_) in SHARDINGS.items():
+        for implementation in ("jax.lax", *OURS):
+            f = function(implementation)
+            value, both = compiled(f, (lhs, rhs)), compiled(step(f), (lhs, rhs))
+            share = flops(both) / one_device(implementation)[1]
+            print(f"{name:14} {implementation:10} value {collectives(value)}, "
+                  f"with gradients {collectives(both)}, FLOPs {share:.3f}", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
