@@ -62,8 +62,7 @@ def explain(*args: Any, platform: str | None = None, **kwargs: Any) -> Explanati
 
     Source: the constants and the formula are in `jaxconvt/_plan.py`.
     """
-    platform = platform or jax.default_backend()
-    platform = {"gpu": "cuda"}.get(platform, platform)
+    platform = _plan.platform_of(platform or jax.default_backend())
     _spec.choice("platform", platform, tuple(_plan.RATES))
     call = inspect.signature(conv_transpose).bind(*args, **kwargs)
     call.apply_defaults()

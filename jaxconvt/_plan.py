@@ -103,6 +103,11 @@ GPU = Rates(
 RATES: dict[str, Rates | None] = {"cpu": CPU, "cuda": GPU, "rocm": GPU, "tpu": None}
 
 
+def platform_of(backend: str) -> str:
+    """The platform that JAX lowers for on a backend, as `RATES` has it."""
+    return {"gpu": "cuda"}.get(backend, backend)
+
+
 class Choice(NamedTuple):
     """A lowering of one face."""
 

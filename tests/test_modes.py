@@ -1,0 +1,127 @@
+"""JAX in its stricter modes, and Python in its own; nothing kept that should go."""
+
+import copy
+import gc
+import os
+import pickle
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+import jaxconvt
+from jaxconvt import _geometry, _plan, _spec
+from tests import util
+
+LHS, RHS = util.random("modes lhs", (1, 3, 4, 2)), util.random("modes rhs", (3, 2, 2, 3))
+
+# name, how to enter it
+MODES = {
+    "debug_nans": lambda: jax.debug_nans(True),
+    "strict promotion": lambda: jax.numpy_dtype_promotion("strict"),
+    "disable_jit": jax.disable_jit,
+    "no transfers": lambda: jax.transfer_guard("disallow"),
+    "tracer leaks": jax.checking_leaks,
+    "x64": util.x64,
+    "highest precision": lambda: jax.default_matmul_precision("highest"),
+}
+
+
+def step(lhs, rhs, implementation):
+    def conv(lhs, rhs):
+        return jaxconvt.conv_transpose(lhs, rhs, (2, 1), "SAME", implementation=implementation)
+
+    out, transpose = jax.vjp(conv, lhs, rhs)
+    return out, *transpose(jnp.ones_like(out))
+
+
+class Modes(parameterized.TestCase):
+    @parameterized.product(implementation=util.IMPLEMENTATIONS, mode=tuple(MODES))
+    def test_mode(self, implementation, mode):
+        lhs, rhs = jnp.asarray(LHS), jnp.asarray(RHS)
+        want = step(lhs, rhs, implementation)
+        with MODES[mode]():
+            if mode == "no transfers":  # a constant of the test's own would be one
+                got = jax.jit(lambda lhs, rhs: step(lhs, rhs, implementation))(lhs, rhs)
+            else:
+                got = step(lhs, rhs, implementation)
+        for one, other in zip(got, want, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+    @parameterized.product(
+        implementation=util.IMPLEMENTATIONS, dtype=("bfloat16", "float16", "int8", "complex64")
+    )
+    def test_strict_promotion_of_narrow_dtypes(self, implementation, dtype):
+        lhs, rhs = (jnp.asarray(x).astype(dtype) for x in (LHS, RHS))
+        want = jaxconvt.conv_transpose(lhs, rhs, (2, 1), "SAME", implementation=implementation)
+        with jax.numpy_dtype_promotion("strict"):
+            got = jaxconvt.conv_transpose(lhs, rhs, (2, 1), "SAME", implementation=implementation)
+        util.assert_bits(got, want)
+
+    @parameterized.parameters([[]], [["-O"]], [["-OO"]], [["-X", "dev"]])
+    def test_python(self, flags):
+        # JAX's own import may warn: what is ours must not.
+        code = (
+            "import warnings; warnings.simplefilter('ignore'); import jax, numpy as np\n"
+            "warnings.simplefilter('error'); import jaxconvt\n"
+            "x, w = np.ones((1, 4, 2), 'f'), np.ones((3, 2, 2), 'f')\n"
+            "for i in jaxconvt.IMPLEMENTATIONS:\n"
+            "    args = dict(strides=(2,), padding='SAME', implementation=i)\n"
+            "    f = lambda w: jaxconvt.conv_transpose(x, w, **args).sum()\n"
+            "    print(jax.grad(f)(w).shape)\n"
+        )
+        root = Path(__file__).parents[1]
+        run = subprocess.run(
+            [sys.executable, *flags, "-c", code],
+            env=os.environ | {"PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"},
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        self.assertEqual(run.stdout.split("\n")[:-1], ["(3, 2, 2)"] * 4, run.stderr)
+
+
+class Kept(parameterized.TestCase):
+    @parameterized.parameters(*util.IMPLEMENTATIONS)
+    def test_no_array_outlives_its_call(self, implementation):
+        lhs, rhs = jnp.asarray(LHS) + 1, jnp.asarray(RHS) + 1
+        results = step(lhs, rhs, implementation)
+        dead = [weakref.ref(x) for x in (lhs, rhs, *results)]
+        del lhs, rhs, results
+        gc.collect()
+        self.assertEqual([ref() for ref in dead], [None] * 5)
+
+    def test_caches_are_bounded(self):
+        for i in range(10_000):
+            axes = (_geometry.Axis(i + 1, 2, 2, 1, 1, 1),)
+            _plan.choose("auto", "cpu", "out", axes, dtype=np.float32, flipped=False,
+                         n=1, g=1, i=2, j=3)  # fmt: skip
+            _spec.cached_describe((1, i + 1, 2), (2, 2, 3), (2,), "SAME", (1,),
+                                  _spec.layout(None, 3), False, False, 1, None, None)  # fmt: skip
+        for cached in (_plan._choose, _spec._cached):
+            info = cached.cache_info()
+            self.assertIsNotNone(info.maxsize)
+            self.assertLessEqual(info.currsize, info.maxsize)
+
+
+class Copies(parameterized.TestCase):
+    @parameterized.parameters(*jaxconvt.__all__)
+    def test_public_names(self, name):
+        public = getattr(jaxconvt, name)
+        self.assertEqual(pickle.loads(pickle.dumps(public)), public)
+        self.assertEqual(copy.deepcopy(public), public)
+
+    def test_explanation(self):
+        explanation = jaxconvt.explain(LHS, RHS, (2, 1), "SAME")
+        self.assertEqual(pickle.loads(pickle.dumps(explanation)), explanation)
+        self.assertEqual(copy.deepcopy(explanation), explanation)
+
+
+if __name__ == "__main__":
+    absltest.main()
