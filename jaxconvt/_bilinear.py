@@ -255,7 +255,7 @@ def _run(
 
 
 def _impl(x: jax.Array, y: jax.Array, **params: Any) -> jax.Array:
-    if jax.config.read("jax_disable_jit"):  # no program is made: its equations run one by one
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]  # equations run one by one
         return compute(x, y, platform=_plan.platform_of(jax.default_backend()), **params)
     # As a program with the primitive in it, so that it is lowered for where its operands are.
     result: jax.Array = _program(x, y, tuple(sorted(params.items())))
