@@ -90,6 +90,11 @@ def _explicit(*arrays: Array) -> bool:
     return any(axis is not None for spec in specs for axis in spec)
 
 
+def _jit_disabled() -> bool:
+    disabled: bool = jax.config.jax_disable_jit  # type: ignore[attr-defined]
+    return disabled
+
+
 def _aval(x: Array) -> Any:
     return getattr(x, "aval", None)
 
@@ -119,7 +124,8 @@ def conv(
     """`_dilated.conv` by the primitive, for which there must be no `obstacle`."""
     arguments = spec, implementation, precision, preferred_element_type
     out: jax.Array
-    if not (isinstance(lhs, jax.core.Tracer) or isinstance(rhs, jax.core.Tracer) or out_sharding):
+    traced = isinstance(lhs, jax.core.Tracer) or isinstance(rhs, jax.core.Tracer)
+    if not (traced or out_sharding or _jit_disabled()):
         out = _eager(lhs, rhs, *arguments)
     elif out_sharding or _explicit(lhs, rhs):
         # Sharded as the default would be; the compiler's business inside. (`jax.eval_shape`
@@ -255,7 +261,7 @@ def _run(
 
 
 def _impl(x: jax.Array, y: jax.Array, **params: Any) -> jax.Array:
-    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]  # equations run one by one
+    if _jit_disabled():  # no program is made: its equations run one by one
         return compute(x, y, platform=_plan.platform_of(jax.default_backend()), **params)
     # As a program with the primitive in it, so that it is lowered for where its operands are.
     result: jax.Array = _program(x, y, tuple(sorted(params.items())))
