@@ -10,6 +10,7 @@ import math
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from jaxconvt import _col2im
@@ -50,8 +51,10 @@ def grad_rhs(lhs: jax.Array, ct: jax.Array, axes: Axes, how: Numerics) -> jax.Ar
 def _conv(lhs: jax.Array, kernel: jax.Array, axes: Axes, group: Group, how: Numerics) -> jax.Array:
     """[n, a.., i], [q.., i, r.., j] -> [n, m.., r.., j]."""
     n = len(axes)
-    phases = kernel.shape[n + 1 :]
-    kernel = lax.reshape(kernel, (*kernel.shape[: n + 1], math.prod(phases)))
+    # Channels before phases in the convolution's features: so they stay divided among devices.
+    kernel = jnp.moveaxis(kernel, -1, n + 1)
+    features = kernel.shape[n + 1 :]
+    kernel = lax.reshape(kernel, (*kernel.shape[: n + 1], math.prod(features)))
     pads, steps = [], []
     for axis, (_, shifts, _) in zip(axes, group, strict=True):
         pads.append((shifts[0], rows(axis) - axis.size - shifts[-1]))
@@ -68,4 +71,4 @@ def _conv(lhs: jax.Array, kernel: jax.Array, axes: Axes, group: Group, how: Nume
         ),
         **how._asdict(),
     )
-    return lax.reshape(out, (*out.shape[: n + 1], *phases))
+    return jnp.moveaxis(lax.reshape(out, (*out.shape[: n + 1], *features)), n + 1, -1)

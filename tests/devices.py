@@ -22,7 +22,8 @@ from jaxconvt import IMPLEMENTATIONS, conv_transpose
 from tests import util
 
 LHS, RHS = util.random("lhs", (8, 32, 8, 8)), util.random("rhs", (4, 3, 8, 16))
-ARGUMENTS = {"strides": (2, 1), "padding": "SAME"}
+# Padded so that the same shifts of lhs reach both phases of the rows, twice as many as lhs's.
+ARGUMENTS = {"strides": (2, 1), "padding": [(3, 1), (1, 1)]}
 OURS = tuple(name for name in IMPLEMENTATIONS if name != "dilated")
 
 REDUCE, PERMUTE, GATHER = "all-reduce", "collective-permute", "all-gather"
@@ -43,6 +44,8 @@ SHARDINGS = {
     "batch, out": (P("a"), P(None, None, None, "b"), P("a", None, None, "b"), True, (REDUCE,)),
     "rows, out": (P(None, "b"), P(None, None, None, "a"), P(None, "b", None, "a"),
                   False, (PERMUTE, REDUCE)),
+    "rows, in": (P(None, "b", None, "a"), P(None, None, "a"), P(None, "b"),
+                 False, (PERMUTE, REDUCE)),
     "in, out": (P(None, None, None, "a"), P(None, None, "a", "b"), P(None, None, None, "b"),
                 False, (REDUCE,)),
     # Of a kernel whose taps are divided every device needs all: they are small.
