@@ -1,0 +1,134 @@
+"""Weak scaling: what each device has to do as there are more of them, and more to do.
+
+    python benchmarks/scaling.py            # writes benchmarks/results/scaling.json
+
+A layer grows with the number of devices (1, 2, 4, 8 devices of one host): in images, in rows,
+or in output channels, and is divided among them along what grows, so that the work of each
+stays the same. Ideally so do all the figures, which are those of one device's program for the
+value and both gradients, as XLA compiled it for the CPU:
+
+    FLOPs, bytes    of its cost analysis, as multiples of those on one device
+    moved           bytes that its collectives return, by kind
+
+Nothing is run, as eight devices on a few cores would say nothing of eight machines. "dilated"
+is left out: it is the program of jax.lax. Only operands have shardings; where everything else
+lies is the compiler's choice.
+"""
+
+import argparse
+import json
+import math
+import os
+import re
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxconvt import IMPLEMENTATIONS, conv_transpose
+from jaxconvt.__main__ import machine, reference, step
+from jaxconvt._layers import BY_NAME, Layer
+
+COUNTS = (1, 2, 4, 8)
+NAMES = ("jax.lax", *[name for name in IMPLEMENTATIONS if name != "dilated"])
+LAYERS = ("dcgan_64", "hifigan_2", "vnet")
+RESULTS = Path(__file__).parent / "results" / "scaling.json"
+
+# What grows: the specs of lhs and rhs, and that of the output, which the cotangent has.
+DEVICES = "devices"
+GROWING = {
+    "images": (P(DEVICES), P(), P(DEVICES)),
+    "rows": (P(None, DEVICES), P(), P(None, DEVICES)),
+    "output channels": (P(), DEVICES, DEVICES),  # of the last axis
+}
+
+_COLLECTIVE = re.compile(
+    r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+)
+
+
+def grown(layer: Layer, what: str, times: int) -> Layer:
+    """The layer for so many devices."""
+    n, rows, *rest = layer.lhs
+    if what == "images":
+        return layer._replace(lhs=(n * times, rows, *rest))
+    if what == "rows":
+        return layer._replace(lhs=(n, rows * times, *rest))
+    return layer._replace(out=layer.out * times)
+
+
+def moved(program: str) -> dict[str, int]:
+    """Bytes that the collectives of a program, all float32, return: by kind."""
+    total: Counter[str] = Counter()
+    for result, kind in _COLLECTIVE.findall(program):
+        for sizes in re.findall(r"f32\[([\d,]*)\]", result):
+            total[kind] += 4 * math.prod(int(size) for size in sizes.split(",") if size)
+    return dict(total)
+
+
+def measure(layer: Layer, name: str, what: str, count: int) -> dict[str, Any]:
+    """One device's share, if there are `count`."""
+    mesh = Mesh(np.array(jax.devices()[:count]), (DEVICES,))
+    layer = grown(layer, what, count)
+    call = layer.call()
+    f = reference(layer)
+    if name != "jax.lax":
+        f = partial(conv_transpose, implementation=name, **call.kwargs)
+    out = jax.eval_shape(f, call.lhs, call.rhs)
+    last = P(*[None] * (out.ndim - 1), DEVICES)
+    specs = [last if spec == DEVICES else spec for spec in GROWING[what]]
+    shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
+    program = jax.jit(step(f), in_shardings=shardings).lower(call.lhs, call.rhs, out).compile()
+    costs: Any = program.cost_analysis()
+    costs = costs[0] if isinstance(costs, list) else costs  # by the version of JAX
+    return {
+        "layer": layer.name,
+        "growing": what,
+        "implementation": name,
+        "devices": count,
+        "flops": costs["flops"],
+        "bytes": costs["bytes accessed"],
+        "moved": moved(program.as_text()),
+    }
+
+
+def line(row: dict[str, Any], one: dict[str, Any]) -> str:
+    text = f"{row['layer']:15} {row['growing']:16} {row['implementation']:10} {row['devices']:7}"
+    for key in ("flops", "bytes"):
+        text += f" {row[key]:10.3g} {row[key] / one[key]:6.2f}x"
+    kinds = [f"{kind} {size / 2**20:.2f} MiB" for kind, size in sorted(row["moved"].items())]
+    return f"{text}  {', '.join(kinds)}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", nargs="+", metavar="NAME", choices=BY_NAME, default=LAYERS)
+    parser.add_argument("--json", metavar="FILE", default=RESULTS, help="%(default)s")
+    arguments = parser.parse_args()
+    # Read when the first device is asked for.
+    devices = f"--xla_force_host_platform_device_count={COUNTS[-1]}"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}"
+    jax.config.update("jax_platforms", "cpu")
+    print(f"{'layer':15} {'growing':16} {'':10} devices {'FLOPs':>10} {'':7} {'bytes':>10}"
+          f"          moved")  # fmt: skip
+    rows = []
+    for layer in (BY_NAME[name] for name in arguments.layers):
+        for what in GROWING:
+            for name in NAMES:
+                first = len(rows)
+                for count in COUNTS:
+                    rows.append(measure(layer, name, what, count))
+                    print(line(rows[-1], rows[first]), flush=True)
+    Path(arguments.json).parent.mkdir(exist_ok=True)
+    with open(arguments.json, "w") as file:
+        json.dump({"machine": machine(), "rows": rows}, file, indent=1)
+        file.write("\n")
+
+
+if __name__ == "__main__":
+    main()
