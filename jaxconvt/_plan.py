@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jaxconvt._geometry import Axis, phase_groups, rows
+from jaxconvt._geometry import Axis, phase_groups, rows, runs
 
 Axes = tuple[Axis, ...]
 
@@ -25,7 +25,7 @@ def _size(axes: Axes, what: str) -> int:
 
 IMPLEMENTATIONS = ("dilated", "col2im", "polyphase", "auto")
 
-SMALL = 16 * 2**20  # bytes of intermediates that are never too many
+SMALL = 32 * 2**20  # bytes of intermediates that are never too many
 
 # Faces of the trilinear form (see `_bilinear`): the value and the two gradients.
 FACES = ("out", "lhs", "rhs")
@@ -43,10 +43,12 @@ class Rates:
     conv3: float  # the same, of 3 and more spatial dimensions
     grouped: float  # times as much if there are groups
     elementwise: float  # per flop of what is no product of matrices
-    narrow: int  # output channels under which a convolution's flops cost in proportion more
+    packed: float  # per byte of the windows that a convolution gathers
+    packed3: float  # the same, of 3 and more spatial dimensions
     dilated: float  # per flop of XLA's transposed convolution ...
     stuffed: float  # ... and per flop on a zero-stuffed lhs, where it is run as that
-    stuffed3: float  # the same, of 3 and more spatial dimensions
+    stuffed3: float  # the same, of 3 and more spatial dimensions, or with groups
+    narrow: int  # output channels under which those flops cost in proportion more
     kernel: float  # per flop of XLA's kernel gradient of it
     byte: float  # of operands and result
     copied: float  # per byte of patches of lhs
@@ -58,24 +60,26 @@ class Rates:
 
 CPU = Rates(
     measured="2 cores of an AMD EPYC (Zen 3), jaxlib 0.10.2",
-    call=15e-6,
-    gemm=0.85e-11,
-    conv1=0.9e-11,
-    conv=1.45e-11,
-    conv3=3.5e-11,
+    call=17e-6,
+    gemm=0.66e-11,
+    conv1=0.6e-11,
+    conv=1.4e-11,
+    conv3=0.95e-11,
     grouped=8.0,
     elementwise=2e-10,
-    narrow=16,
-    dilated=1.15e-11,
+    packed=0.8e-10,
+    packed3=5.5e-10,
+    dilated=0.9e-11,
     stuffed=0.0,
     stuffed3=1.4e-10,
+    narrow=16,
     kernel=1e-9,
-    byte=1e-10,
-    copied=1e-10,
-    folded=1.5e-10,
-    unfolded=1.2e-10,
-    fresh=1e-9,
-    reused=30 * 2**20,
+    byte=0.75e-10,
+    copied=0.8e-10,
+    folded=1.2e-10,
+    unfolded=1e-10,
+    fresh=4.7e-10,
+    reused=52 * 2**20,
 )
 
 # Not measured yet. XLA runs a dilated convolution as a forward one over a zero-stuffed lhs,
@@ -90,10 +94,12 @@ GPU = Rates(
     conv3=1 / 20e12,
     grouped=2.0,
     elementwise=1 / 2e12,
-    narrow=32,
+    packed=1 / 2e12,
+    packed3=1 / 2e12,
     dilated=0.0,
     stuffed=1 / 30e12,
     stuffed3=1 / 20e12,
+    narrow=32,
     kernel=1 / 2e11,
     byte=1 / 1.5e12,
     copied=2 / 1.5e12,
@@ -138,8 +144,13 @@ class Call(NamedTuple):
         return self.g > 1 and self.i == 1
 
     @property
+    def contributions(self) -> int:
+        """Of all taps: elements of Y or U, see `_col2im`, with no axis gathered."""
+        return self.n * self.g * _size(self.axes, "size") * _size(self.axes, "taps") * self.j
+
+    @property
     def flops(self) -> float:
-        return 2.0 * self._lhs * _size(self.axes, "taps") * self.j
+        return 2.0 * self.contributions * self.i
 
     @property
     def stuffed_flops(self) -> float:
@@ -161,13 +172,38 @@ class Call(NamedTuple):
         return self.itemsize * (self._lhs + out) + self.rhs_bytes
 
 
+def windows(at: Call, channels: int) -> int:
+    """Bytes of every element's taps, of so many channels, as `_packed` counts them."""
+    points = at.n * at.g * _size(at.axes, "size") * _size(at.axes, "taps")
+    return _packed(points, channels, at.itemsize)
+
+
+def dense_windows(at: Call) -> int:
+    """The same for the dense convolutions of "polyphase"."""
+    total = 0
+    for group in itertools.product(*[phase_groups(a) for a in at.axes]):
+        shifts = math.prod([len(p.shifts) for p in group])
+        phases = math.prod([len(p.phases) for p in group])
+        if at.face == "out":
+            points, channels = math.prod([rows(a) for a in at.axes]), at.i
+        else:
+            points, channels = _size(at.axes, "size"), at.j * phases
+        total += _packed(at.n * at.g * points * shifts, channels, at.itemsize)
+    return total
+
+
+def _packed(count: int, channels: int, itemsize: int) -> int:
+    """Bytes of rows of channels; to find one costs some, and vectors have to fit in it."""
+    return count * (channels * itemsize * (8 if channels % 4 else 1) + 24)
+
+
 class Gemm(NamedTuple):
     """What a GEMM with some axes gathered makes on the way."""
 
     products: int
     patches: int  # bytes
-    seen: int  # bytes: Y or U, see `_col2im`
-    temp: int  # bytes, as XLA was seen to allocate them
+    seen: int  # bytes: Y or U, see `_col2im`; none where those are the output as it is
+    temp: int  # bytes, about what XLA was seen to allocate for all
 
 
 def gemm(at: Call, gathered: int) -> Gemm:
@@ -182,7 +218,15 @@ def gemm(at: Call, gathered: int) -> Gemm:
         products += 1
         patches += points * shifts * at.i * at.itemsize if gathered else 0
         seen += points * phases * _size(scattered, "taps") * at.j * width
-    temp = patches + seen * (5 if at.face == "out" else 3) // 2
+    temp = patches + at.rhs_bytes
+    if at.face == "rhs" and not gathered:
+        temp += at._lhs * at.itemsize  # transposed
+    if any(len(runs(a)) > 1 for a in scattered):
+        temp += seen * (4 if at.face == "out" else 3) // 2
+    elif len(at.axes) > 1 or gathered:
+        temp += seen
+    else:
+        seen = 0
     return Gemm(products, patches, seen, temp)
 
 
@@ -200,49 +244,44 @@ def seconds(at: Call, choice: Choice, rates: Rates) -> float:
     moved = rates.folded if at.face == "out" else rates.unfolded
     conv = rates.conv1 if n < 2 else rates.conv if n < 3 else rates.conv3
     conv *= rates.grouped if at.g > 1 else 1.0
+
+    def convolution(packed: int) -> float:
+        return at.flops * conv + packed * (rates.packed if n < 3 else rates.packed3)
+
     time = rates.call + at.bytes * rates.byte
     if choice.name == "dilated":
         if at.face == "rhs":
             return time + at.flops * rates.kernel
         if at.face == "lhs":
             # The kernel is flipped and transposed first.
-            return time + at.flops * conv * _narrow(at.i, rates) + at.rhs_bytes * moved
-        if at.g > 1 and rates.stuffed3:
-            grouped = rates.stuffed3 * _narrow(at.j, rates)
-            return time + at.stuffed_flops * grouped
-        if not strided and n < 3:  # a plain convolution
-            return time + at.flops * conv * _narrow(at.j, rates)
-        if rates.stuffed and at.flipped and at.g == 1 and not dilated:
-            return time + at.flops * conv * _narrow(at.j, rates)  # what cuDNN has a call for
-        stuffed = at.stuffed_flops * (rates.stuffed3 if n > 2 else rates.stuffed)
-        if n > 2 or rates.stuffed:
-            return time + stuffed * _narrow(at.j, rates)
+            return time + convolution(windows(at, at.j)) + at.rhs_bytes * moved
+        # A plain convolution, or what cuDNN has a call for.
+        plain = rates.stuffed and at.flipped and not dilated
+        if at.g == 1 and (plain or (not strided and n < 3)):
+            return time + convolution(windows(at, at.i))
+        if at.g > 1 or n > 2 or rates.stuffed:
+            flop = rates.stuffed if n < 3 and rates.stuffed else rates.stuffed3
+            return time + at.stuffed_flops * flop * max(rates.narrow / max(at.j, 1), 1.0)
         slow = 4 if at.j < 4 else 1
-        slow *= 2 if dilated else 1
-        folded = gemm(at, 0).seen  # it is a GEMM and a fold, one image at a time
+        if n > 1 and (dilated or any(a.taps > a.size for a in at.axes)):
+            slow *= 10  # no GEMM, but a loop
+        folded = at.contributions * at.itemsize  # it is a GEMM and a fold, one image at a time
         time += at.flops * rates.dilated * slow + (folded + 2 * at.rhs_bytes) * moved
         return time + _fresh(folded, rates)
     if choice.name == "polyphase" and at.face != "rhs":
-        groups = [phase_groups(a) for a in at.axes]
-        phases = max(math.prod([len(p.phases) for p in g]) for g in itertools.product(*groups))
-        channels = at.i if at.face == "lhs" else at.j * phases
-        products = math.prod([len(g) for g in groups])
         if strided:
             time += (at.bytes - at.rhs_bytes) * moved
-        time += at.flops * conv * _narrow(channels, rates)
-        return time + products * rates.call + at.rhs_bytes * moved
+        products = math.prod([len(phase_groups(a)) for a in at.axes])
+        time += convolution(dense_windows(at)) + at.rhs_bytes * moved
+        return time + products * rates.call
     if at.depthwise and choice.name == "col2im":  # see `_depthwise`
         return time + 4 * rates.call + at.flops * rates.elementwise
     made = gemm(at, n if choice.name == "polyphase" else choice.gathered)
     # Patches of lhs are also transposed for the kernel gradient.
-    copied = rates.copied * (2.5 if at.face == "rhs" else 1.0)
+    copied = rates.copied * (4 if at.face == "rhs" else 1)
     time += at.flops * rates.gemm + made.patches * copied
     time += (made.seen + at.rhs_bytes) * moved
     return time + 2 * made.products * rates.call + _fresh(made.temp, rates)
-
-
-def _narrow(channels: int, rates: Rates) -> float:
-    return max(rates.narrow / channels, 1.0)
 
 
 def _fresh(size: int, rates: Rates) -> float:
