@@ -25,7 +25,7 @@ def _size(axes: Axes, what: str) -> int:
 
 IMPLEMENTATIONS = ("dilated", "col2im", "polyphase", "auto")
 
-SMALL = 32 * 2**20  # bytes of intermediates that are never too many
+SMALL = 32 * 2**20  # bytes of intermediates that are never too many; else 4 times the operands
 
 # Faces of the trilinear form (see `_bilinear`): the value and the two gradients.
 FACES = ("out", "lhs", "rhs")
@@ -36,6 +36,7 @@ class Rates:
     """Seconds per unit, on one platform, for float32."""
 
     measured: str  # on what, or "" if these are guesses from XLA's source
+    trusted: float  # ratio of two estimates that tells
     call: float  # to start any operation
     gemm: float  # per flop of a matrix product
     conv1: float  # per flop of a stride-1 or strided convolution in 1-D
@@ -60,6 +61,7 @@ class Rates:
 
 CPU = Rates(
     measured="2 cores of an AMD EPYC (Zen 3), jaxlib 0.10.2",
+    trusted=1.05,
     call=17e-6,
     gemm=0.66e-11,
     conv1=0.6e-11,
@@ -87,6 +89,7 @@ CPU = Rates(
 # call; see README, "GPU and TPU".
 GPU = Rates(
     measured="",
+    trusted=1.25,
     call=10e-6,
     gemm=1 / 40e12,
     conv1=1 / 30e12,
@@ -288,17 +291,14 @@ def _fresh(size: int, rates: Rates) -> float:
     return size * rates.fresh if size > rates.reused else 0.0
 
 
-def _fits(at: Call, choice: Choice) -> bool:
-    """Whether intermediates stay within four times the operands and the result, or are small."""
-    if choice.name == "dilated" or (choice.name == "polyphase" and at.face != "rhs"):
-        return True
-    if choice.name == "col2im" and at.depthwise:
-        return True
-    return gemm(at, choice.gathered or _all(at, choice)).temp <= max(4 * at.bytes, SMALL)
-
-
-def _all(at: Call, choice: Choice) -> int:
-    return len(at.axes) if choice.name == "polyphase" else 0
+def temp(at: Call, choice: Choice) -> int:
+    """Bytes of intermediates, about."""
+    if choice.name == "dilated" or (choice.name == "col2im" and at.depthwise):
+        return 0
+    if choice.name == "polyphase" and at.face != "rhs":
+        # What is interleaved.
+        return at.bytes - at.rhs_bytes if any(a.stride > 1 for a in at.axes) else 0
+    return gemm(at, len(at.axes) if choice.name == "polyphase" else choice.gathered).temp
 
 
 def estimates(at: Call, platform: str, implementation: str) -> dict[Choice, float]:
@@ -313,11 +313,12 @@ def _choose(implementation: str, platform: str, at: Call) -> Choice:
     if implementation == "auto" and RATES.get(platform) is None:
         return Choice("dilated")
     costs = estimates(at, platform, implementation)
-    fitting = {c: t for c, t in costs.items() if _fits(at, c)}
-    if not fitting:
-        return min(costs, key=lambda c: gemm(at, c.gathered or _all(at, c)).temp)
-    # An estimate has to be better by a tenth to leave what XLA does by itself.
-    return min(fitting, key=lambda c: fitting[c] * (0.9 if c.name == "dilated" else 1.0))
+    most = max(4 * at.bytes, SMALL)
+    fitting = {c: t for c, t in costs.items() if temp(at, c) <= most}
+    # Of those that it can't tell apart: the one with least intermediates.
+    trusted = (RATES.get(platform) or CPU).trusted
+    near = [c for c, t in fitting.items() if t <= trusted * min(fitting.values())]
+    return min(near or costs, key=lambda c: temp(at, c))
 
 
 def describe(
