@@ -17,7 +17,7 @@ A batch axis joins the letter that the operands having it share with the result:
 (where one operand has it), or g (where both have).
 """
 
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -44,9 +44,10 @@ conv_transpose_p = Primitive("conv_transpose")
 
 
 def bind(face: str, x: jax.Array, y: jax.Array, **params: Any) -> jax.Array:
-    """`params`: axes, implementation, precision, the dtype of the result, and `flipped`.
+    """`params`: axes, implementation, precision, the dtype of the result, and two hints.
 
-    `flipped` says that rhs is an explicit reverse, which some backends look for.
+    `flipped` says that rhs is an explicit reverse, which some backends look for; `together`,
+    that the derivative by the other operand is taken as well, so that work can be shared.
     """
     result: jax.Array = conv_transpose_p.bind(x, y, face=face, **params)
     return result
@@ -174,6 +175,7 @@ def _conv(
         precision=precision,
         dtype=jax.dtypes.canonicalize_dtype(dtype),
         flipped=spec.transpose_kernel,
+        together=False,
     )
     out = out.reshape(*out.shape[:-2], g * out.shape[-1])
     batch, channels, *spatial = dn.out_spec
@@ -199,6 +201,7 @@ def compute(
     precision: Any,
     dtype: Any,
     flipped: bool,
+    together: bool,
     platform: str,
 ) -> jax.Array:
     """The face in terms of JAX's own primitives, as is best on the platform."""
@@ -206,7 +209,7 @@ def compute(
     shape = shape_of(face, axes, **letters)
     if 0 in (*x.shape, *y.shape, *shape):
         return jnp.zeros(shape, dtype)
-    asked = {"dtype": x.dtype, "flipped": flipped, **letters}
+    asked = {"dtype": x.dtype, "flipped": flipped, "together": together, **letters}
     choice = _plan.choose(implementation, platform, face, axes, **asked)
     x, y, how = _prepare(x, y, precision, dtype)
     result = _run(choice, face, x, y, axes, how, letters)
@@ -300,7 +303,18 @@ def _transpose(
     return bind(wanted, arrays[first], arrays[second], dtype=operand.aval.dtype, **params)
 
 
+def _jvp(primals: Any, tangents: Any, **params: Any) -> tuple[Any, Any]:
+    """That of any bilinear primitive, which also knows by how many operands it is."""
+    (x, y), (dx, dy) = primals, tangents
+    out = bind(x=x, y=y, **params)
+    pairs = [(dx, y), (x, dy)]
+    pairs = [p for p, tangent in zip(pairs, tangents, strict=True) if type(tangent) is not ad.Zero]
+    params["together"] = len(pairs) == 2
+    return out, reduce(ad.add_tangents, [bind(x=x, y=y, **params) for x, y in pairs])
+
+
 ad.defbilinear(conv_transpose_p, partial(_transpose, 0), partial(_transpose, 1))
+ad.primitive_jvps[conv_transpose_p] = _jvp
 
 
 # Batching

@@ -18,7 +18,8 @@ class Explanation:
     """The decisions of `implementation="auto"` for one call; readable when printed.
 
     `platform` is the one asked about, `choices` maps "value", "lhs gradient" and
-    "rhs gradient" to the names of the lowerings picked, `estimates` maps each of them to
+    "rhs gradient" to the names of the lowerings picked (of both gradients taken together, as
+    in training, which share work; one alone may get another), `estimates` maps each of them to
     the estimated seconds of every lowering, and `reason` is a sentence.
     """
 
@@ -89,7 +90,9 @@ def _explanation(platform: str, lhs: Array, rhs: Array, spec: Spec) -> Explanati
     choices, estimates = {}, {}
     for face, title in _TITLES.items():
         asked = {"dtype": lhs.dtype, "flipped": spec.transpose_kernel, **letters}
-        choices[title] = str(_plan.choose("auto", platform, face, spec.axes, **asked))
+        choices[title] = str(
+            _plan.choose("auto", platform, face, spec.axes, together=True, **asked)
+        )
         costs = _plan.estimates(_plan.describe(face, spec.axes, **asked), platform, "auto")
         estimates[title] = {str(choice): seconds for choice, seconds in costs.items()}
     source = f"measured on {rates.measured}" if rates.measured else "UNMEASURED, conservative"

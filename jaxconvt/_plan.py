@@ -55,6 +55,7 @@ class Rates:
     copied: float  # per byte of patches of lhs
     folded: float  # per byte of Y (see `_col2im`), or of another intermediate of the value
     unfolded: float  # per byte of U, or of another intermediate of a gradient
+    shared: float  # per byte of U, if both gradients use one, saved
     fresh: float  # per byte of intermediates that are too large to be reused
     reused: int  # how large that is
 
@@ -80,6 +81,7 @@ CPU = Rates(
     copied=0.8e-10,
     folded=1.2e-10,
     unfolded=1e-10,
+    shared=1e-10,
     fresh=4.7e-10,
     reused=52 * 2**20,
 )
@@ -108,6 +110,7 @@ GPU = Rates(
     copied=2 / 1.5e12,
     folded=2 / 1.5e12,
     unfolded=2 / 1.5e12,
+    shared=0.0,
     fresh=0.0,
     reused=0,
 )
@@ -279,7 +282,7 @@ def seconds(at: Call, choice: Choice, rates: Rates) -> float:
         return time + products * rates.call
     if at.depthwise and choice.name == "col2im":  # see `_depthwise`
         return time + 4 * rates.call + at.flops * rates.elementwise
-    made = gemm(at, n if choice.name == "polyphase" else choice.gathered)
+    made = gemm(at, _gathered(at, choice))
     # Patches of lhs are also transposed for the kernel gradient.
     copied = rates.copied * (4 if at.face == "rhs" else 1)
     time += at.flops * rates.gemm + made.patches * copied
@@ -298,7 +301,11 @@ def temp(at: Call, choice: Choice) -> int:
     if choice.name == "polyphase" and at.face != "rhs":
         # What is interleaved.
         return at.bytes - at.rhs_bytes if any(a.stride > 1 for a in at.axes) else 0
-    return gemm(at, len(at.axes) if choice.name == "polyphase" else choice.gathered).temp
+    return gemm(at, _gathered(at, choice)).temp
+
+
+def _gathered(at: Call, choice: Choice) -> int:
+    return len(at.axes) if choice.name == "polyphase" else choice.gathered
 
 
 def estimates(at: Call, platform: str, implementation: str) -> dict[Choice, float]:
@@ -308,17 +315,33 @@ def estimates(at: Call, platform: str, implementation: str) -> dict[Choice, floa
     return {choice: seconds(at, choice, rates) for choice in allowed}
 
 
-@lru_cache(maxsize=4096)
-def _choose(implementation: str, platform: str, at: Call) -> Choice:
-    if implementation == "auto" and RATES.get(platform) is None:
-        return Choice("dilated")
+def _fitting(at: Call, platform: str, implementation: str) -> dict[Choice, float]:
+    """Those whose intermediates fit, or else the one with least."""
     costs = estimates(at, platform, implementation)
     most = max(4 * at.bytes, SMALL)
-    fitting = {c: t for c, t in costs.items() if temp(at, c) <= most}
-    # Of those that it can't tell apart: the one with least intermediates.
-    trusted = (RATES.get(platform) or CPU).trusted
-    near = [c for c, t in fitting.items() if t <= trusted * min(fitting.values())]
-    return min(near or costs, key=lambda c: temp(at, c))
+    fitting = {choice: time for choice, time in costs.items() if temp(at, choice) <= most}
+    least = min(costs, key=lambda choice: temp(at, choice))
+    return fitting or {least: costs[least]}
+
+
+@lru_cache(maxsize=4096)
+def _choose(implementation: str, platform: str, at: Call, together: bool) -> Choice:
+    if implementation == "auto" and RATES.get(platform) is None:
+        return Choice("dilated")
+    rates = RATES.get(platform) or CPU
+    faces = FACES[1:] if together and at.face != "out" else (at.face,)
+    calls = [at._replace(face=face) for face in faces]
+    costs = {}
+    for picks in itertools.product(*[_fitting(c, platform, implementation) for c in calls]):
+        time = sum(seconds(*each, rates) for each in zip(calls, picks, strict=True))
+        if len(set(picks)) < len(picks) and picks[0].name != "dilated" and not at.depthwise:
+            time -= gemm(calls[1], _gathered(calls[1], picks[1])).seen * rates.shared
+        costs[picks] = time
+    # Of those that it can't tell apart: alike, and then those with least intermediates.
+    near = [picks for picks, time in costs.items() if time <= rates.trusted * min(costs.values())]
+    alike = rates.shared > 0
+    best = min(near, key=lambda p: (len(set(p)) if alike else 0, sum(map(temp, calls, p))))
+    return best[faces.index(at.face)]
 
 
 def describe(
@@ -335,13 +358,17 @@ def choose(
     *,
     dtype: Any,
     flipped: bool,
+    together: bool,
     **letters: Any,
 ) -> Choice:
-    """The lowering of one face of one call, given its letters n, g, i and j."""
+    """The lowering of one face of one call, given its letters n, g, i and j.
+
+    If both gradients are taken together they are chosen together: alike, they share work.
+    """
     if implementation in ("dilated", "polyphase"):
         return Choice(implementation)
     if any(type(size) is not int for size in letters.values()):
         # Symbolic: whatever works for every size.
         return Choice("dilated" if implementation == "auto" else implementation)
     at = describe(face, axes, dtype=dtype, flipped=flipped, **letters)
-    return _choose(implementation, platform, at)
+    return _choose(implementation, platform, at, together)

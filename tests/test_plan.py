@@ -1,5 +1,6 @@
 """What "auto" decides, for whom, and how it says so."""
 
+import functools
 import inspect
 import re
 
@@ -23,7 +24,7 @@ def explained(name, platform="cpu", **kwargs):
     return explain(call.lhs, call.rhs, platform=platform, **(call.kwargs | kwargs))
 
 
-def decided(name, face, platform):
+def decided(name, face, platform, together=False):
     """The `_plan.Call` of one face of a layer, and what auto picks for it."""
     call = BY_NAME[name].call()
     names = list(inspect.signature(_spec.read).parameters)[2:]
@@ -34,7 +35,7 @@ def decided(name, face, platform):
     *_, spec = _spec.read(lhs, rhs, **read)
     asked = _bilinear.letters_of(lhs.shape, rhs.shape, spec)
     asked |= {"dtype": lhs.dtype, "flipped": False}
-    choice = _plan.choose("auto", platform, face, spec.axes, **asked)
+    choice = _plan.choose("auto", platform, face, spec.axes, together=together, **asked)
     return _plan.describe(face, spec.axes, **asked), choice
 
 
@@ -116,6 +117,39 @@ class Decisions(parameterized.TestCase):
         # U of a 16x16 kernel is 64 times the output: not to be had at this size.
         estimates = explained("fcn8s").estimates["rhs gradient"]
         self.assertLess(estimates["polyphase"], estimates["col2im"])
+
+    @parameterized.product(name=[layer.name for layer in LAYERS], platform=("cpu", "cuda"))
+    def test_gradients_taken_together_cost_no_more(self, name, platform):
+        def cost(together):
+            pairs = [decided(name, face, platform, together) for face in ("lhs", "rhs")]
+            rates = _plan.RATES[platform]
+            total = sum(_plan.seconds(at, choice, rates) for at, choice in pairs)
+            at, choice = pairs[1]
+            if choice != pairs[0][1] or choice.name == "dilated" or at.depthwise:
+                return total
+            gathered = _plan._gathered(at, choice)
+            return total - _plan.gemm(at, gathered).seen * rates.shared
+
+        self.assertLessEqual(cost(True), cost(False) * _plan.RATES[platform].trusted)
+
+    def test_gradients_share_where_alone_they_would_differ(self):
+        def picks(together):
+            return [str(decided("vnet", face, "cpu", together)[1]) for face in ("lhs", "rhs")]
+
+        self.assertEqual(picks(False), ["col2im with the first axis gathered", "col2im"])
+        self.assertEqual(picks(True), ["col2im", "col2im"])
+
+    @parameterized.parameters((0, [False]), (1, [False]), ((0, 1), [True, True]))
+    def test_primitive_knows_which_gradients_are_taken(self, argnums, want):
+        call = BY_NAME["dcgan_rgb"].call()
+        f = functools.partial(jaxconvt.conv_transpose, implementation="auto", **call.kwargs)
+        loss = jax.grad(lambda *args: jnp.sum(f(*args) ** 2), argnums)
+        found = [
+            eqn.params["together"]
+            for eqn in jax.make_jaxpr(loss)(call.lhs, call.rhs).eqns
+            if eqn.primitive.name == "conv_transpose" and eqn.params["face"] != "out"
+        ]
+        self.assertEqual(found, want)
 
 
 class Platforms(parameterized.TestCase):
