@@ -24,7 +24,7 @@ from jax import lax
 from jaxlib.version import __version__ as jaxlib_version
 
 import jaxconvt
-from jaxconvt._layers import BY_NAME, LAYERS, Call, Layer
+from jaxconvt._layers import BY_NAME, LAYERS, Layer
 
 Fn = Callable[..., Any]
 Seconds = dict[str, float | None]
@@ -160,14 +160,6 @@ def difference(a: jax.Array, b: jax.Array) -> float:
     return math.inf if math.isnan(largest) else largest
 
 
-def chosen(call: Call) -> dict[str, str]:
-    """What auto does with a layer on this backend."""
-    try:
-        return jaxconvt.explain(call.lhs, call.rhs, **call.kwargs).choices
-    except ValueError:  # a platform that nothing is known of
-        return dict.fromkeys(("value", "lhs gradient", "rhs gradient"), "dilated")
-
-
 def measure(layer: Layer, dtype: str) -> dict[str, Any]:
     """One row of the report: seconds by mode and implementation, and what differs."""
     call = layer.call(dtype)
@@ -206,7 +198,7 @@ def measure(layer: Layer, dtype: str) -> dict[str, Any]:
         },
         "differs": differs,
         "difference": differences,
-        "choices": chosen(call),
+        "choices": jaxconvt.explain(call.lhs, call.rhs, **call.kwargs).choices,
     }
 
 
@@ -374,7 +366,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             row = measure(layer, arguments.dtype)
         except Exception as e:  # whatever a backend may raise: the other layers still count
-            row = {"layer": layer.name, "error": f"{type(e).__name__}: {str(e).splitlines()[0]}"}
+            row = {
+                "layer": layer.name,
+                "error": f"{type(e).__name__}: {' '.join(str(e).split())[:200]}",
+            }
         rows.append(row)
         print(line(row), flush=True)
     print(f"\n{summary(rows, arguments.dtype, time.perf_counter() - start)}", flush=True)

@@ -42,7 +42,7 @@ def conv_transpose(
     `e = (k-1)*d + 1` and padding `(lo, hi)`::
 
         out[p] = sum over a, b with a*s - b*d + lo == p of lhs[a] * rhs[b]
-        size   = max((i-1)*s + 1 + lo + hi - e + 1, 0)
+        size   = max((i-1)*s + 1 + lo + hi - e + 1, 0)        (of i > 0)
 
     Example, doubling a 16x16 image of 8 channels to 4 channels:
 
@@ -68,6 +68,7 @@ def conv_transpose(
         'SAME_LOWER' and lower-case names, likewise the forward convolution's, but where
         every stride is 1 jax.lax accepts those as a plain convolution's padding, and
         then, unless `use_consistent_padding` or `output_shape` is given, so it is here.
+        With `use_consistent_padding`, a sequence may hold names as well as pairs.
       rhs_dilation: `n` positive integers, the spacing of the kernel's taps in output
         elements; None means 1.
       dimension_numbers: three strings such as `('NCHW', 'OIHW', 'NCHW')`, a
@@ -92,10 +93,13 @@ def conv_transpose(
       out_sharding: sharding of the output under explicit sharding, as in
         `lax.conv_general_dilated`, on versions of JAX where that takes it.
       implementation: "dilated", the default, is jax.lax's own lowering. "col2im" (a GEMM, whose
-        results are folded) and "polyphase" (stride-1 convolutions, whose results are
-        interleaved) compute the same function, with the same gradients, to within rounding.
-        "auto" picks one of the three for the value and for each gradient, by estimated cost
-        on the platform lowered for; `jaxconvt.explain` says which and why.
+        results are folded; if depthwise, a sum over taps) and "polyphase" (stride-1
+        convolutions, whose results are interleaved) compute the same function, with the same
+        gradients, to within rounding. "auto" picks one of the three for the value and for
+        each gradient, by estimated cost on the platform lowered for, whose intermediates stay
+        within four times the operands and the result, or 32 MiB; `jaxconvt.explain` says
+        which and why. For symbolic spatial sizes "auto" is "dilated", and "col2im" and
+        "polyphase" are errors.
 
     Returns:
       The array of rank `n + 2`, by default `(batch, spatial..., out channels)`.

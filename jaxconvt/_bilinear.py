@@ -27,9 +27,10 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from jaxconvt import _col2im, _depthwise, _dilated, _plan, _polyphase
+from jaxconvt._geometry import Axes
 from jaxconvt._plan import Choice
 from jaxconvt._spec import Array, Shape, Spec
-from jaxconvt._views import Axes, Numerics, vary_alike
+from jaxconvt._views import Numerics, vary_alike
 
 # The two operands of each face, in order.
 OPERANDS = {"out": ("lhs", "rhs"), "lhs": ("out", "rhs"), "rhs": ("lhs", "out")}
@@ -44,10 +45,12 @@ conv_transpose_p = Primitive("conv_transpose")
 
 
 def bind(face: str, x: jax.Array, y: jax.Array, **params: Any) -> jax.Array:
-    """`params`: axes, implementation, precision, the dtype of the result, and two hints.
+    """`params`: axes, implementation, the dtype of the result, numerics, and two hints.
 
-    `flipped` says that rhs is an explicit reverse, which some backends look for; `together`,
-    that the derivative by the other operand is taken as well, so that work can be shared.
+    Numerics are `precision`, and `default_precision` (that of `jax.default_matmul_precision`)
+    as it was when the call was made, not when it is lowered. `flipped` says that rhs is an
+    explicit reverse, which some backends look for; `together`, that the value is
+    differentiated by both operands, so that the gradients can share work.
     """
     result: jax.Array = conv_transpose_p.bind(x, y, face=face, **params)
     return result
@@ -86,9 +89,12 @@ def obstacle(lhs: Array, rhs: Array, spec: Spec) -> str:
 
 
 def _explicit(*arrays: Array) -> bool:
-    """Whether any is sharded over mesh axes of type Explicit, so that its type says so."""
-    specs = [getattr(getattr(_aval(x), "sharding", None), "spec", ()) for x in arrays]
-    return any(axis is not None for spec in specs for axis in spec)
+    """Whether the mesh of any has axes of type Explicit: types may then say how it is sharded.
+
+    Not whether this one does: `jax.vmap` hides the axes that it maps over.
+    """
+    meshes = [getattr(getattr(_aval(x), "sharding", None), "mesh", None) for x in arrays]
+    return any("Explicit" in str(getattr(mesh, "axis_types", ())) for mesh in meshes)
 
 
 def _jit_disabled() -> bool:
@@ -134,7 +140,7 @@ def conv(
         default = partial(_dilated.conv, spec=spec, **out_sharding)
         (like,) = jax.make_jaxpr(default)(lhs, rhs).out_avals
         inside = jax.sharding.auto_axes(
-            lambda lhs, rhs: _conv(lhs, rhs, *arguments), out_sharding=like.sharding.spec
+            lambda lhs, rhs: _conv(lhs, rhs, *arguments), out_sharding=like.sharding
         )
         out = inside(lhs, rhs)
     else:
@@ -173,6 +179,7 @@ def _conv(
         axes=spec.axes,
         implementation=implementation,
         precision=precision,
+        default_precision=jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
         dtype=jax.dtypes.canonicalize_dtype(dtype),
         flipped=spec.transpose_kernel,
         together=False,
@@ -199,6 +206,7 @@ def compute(
     axes: Axes,
     implementation: str,
     precision: Any,
+    default_precision: Any,
     dtype: Any,
     flipped: bool,
     together: bool,
@@ -209,27 +217,32 @@ def compute(
     shape = shape_of(face, axes, **letters)
     if 0 in (*x.shape, *y.shape, *shape):
         return jnp.zeros(shape, dtype)
-    asked = {"dtype": x.dtype, "flipped": flipped, "together": together, **letters}
-    choice = _plan.choose(implementation, platform, face, axes, **asked)
-    x, y, how = _prepare(x, y, precision, dtype)
-    result = _run(choice, face, x, y, axes, how, letters)
+    common, total = summed_in(x.dtype, y.dtype, dtype)
+    at = _plan.describe(face, axes, dtype=common, flipped=flipped, **letters)
+    choice = _plan.choose(implementation, platform, at, together)
+    how = Numerics(precision, total)
+    with jax.default_matmul_precision(default_precision):
+        result = _run(choice, face, x.astype(common), y.astype(common), axes, how, letters)
     return jnp.not_equal(result, 0) if jnp.dtype(dtype) == jnp.bool_ else result.astype(dtype)
 
 
-def _prepare(
-    x: jax.Array, y: jax.Array, precision: Any, dtype: Any
-) -> tuple[jax.Array, jax.Array, Numerics]:
-    """Operands of one dtype, and the dtype to sum in: float32 at least, and integers exactly."""
-    common, dtype = _wider(x.dtype, y.dtype), jnp.dtype(dtype)
+def summed_in(x: Any, y: Any, dtype: Any) -> tuple[Any, Any]:
+    """Of the dtypes of two operands and the result, the ones to multiply and to sum in.
+
+    Those are float32 at least; integers are exact where the result is one.
+    """
+    x, y, dtype = map(jnp.dtype, (x, y, dtype))
+    common = _wider(x, y)
     if common == jnp.bool_ or jnp.issubdtype(common, jnp.integer):
-        # Narrow integers wrap to the same value from 32 bits.
-        wide = _wider(common, dtype)
-        common = total = jnp.dtype("int32") if wide.itemsize < 4 else wide
-    elif common.itemsize < 2:  # few backends multiply float8
-        common = total = _wider(jnp.dtype("float32"), dtype)
-    else:
-        total = _wider(common, jnp.dtype("float32"), dtype)
-    return x.astype(common), y.astype(common), Numerics(precision, total)
+        if jnp.issubdtype(dtype, jnp.inexact):
+            wide = _wider(jnp.dtype("float32"), dtype)
+        else:  # narrow ones wrap to the same value from 32 bits, and signed as unsigned
+            wide = max(dtype, common, jnp.dtype("int32"), key=lambda d: d.itemsize)
+        return wide, wide
+    if common.itemsize < 2:  # few backends multiply float8
+        common = _wider(jnp.dtype("float32"), dtype)
+        return common, common
+    return common, _wider(common, jnp.dtype("float32"), dtype)
 
 
 def _wider(*dtypes: Any) -> Any:
@@ -309,7 +322,8 @@ def _jvp(primals: Any, tangents: Any, **params: Any) -> tuple[Any, Any]:
     out = bind(x=x, y=y, **params)
     pairs = [(dx, y), (x, dy)]
     pairs = [p for p, tangent in zip(pairs, tangents, strict=True) if type(tangent) is not ad.Zero]
-    params["together"] = len(pairs) == 2
+    if params["face"] == "out":  # whose transposes are the two gradients
+        params["together"] = len(pairs) == 2
     return out, reduce(ad.add_tangents, [bind(x=x, y=y, **params) for x, y in pairs])
 
 

@@ -15,7 +15,8 @@ import jax
 from jax import lax
 
 from jaxconvt import _views as views
-from jaxconvt._views import Axes, Numerics
+from jaxconvt._geometry import Axes
+from jaxconvt._views import Numerics
 
 
 def value(

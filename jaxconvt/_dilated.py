@@ -6,8 +6,9 @@ from typing import Any
 import jax
 from jax import lax
 
+from jaxconvt._geometry import Axes
 from jaxconvt._spec import Array, Spec
-from jaxconvt._views import Axes, Numerics, back
+from jaxconvt._views import Numerics, back
 
 
 def flip_and_swap(rhs: Array, spec: Spec) -> Array:

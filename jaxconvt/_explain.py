@@ -20,7 +20,9 @@ class Explanation:
     `platform` is the one asked about, `choices` maps "value", "lhs gradient" and
     "rhs gradient" to the names of the lowerings picked (of both gradients taken together, as
     in training, which share work; one alone may get another), `estimates` maps each of them to
-    the estimated seconds of every lowering, and `reason` is a sentence.
+    the estimated seconds of every lowering (it is empty where nothing is estimated), and
+    `reason` is a sentence. "col2im with the first axis gathered" is a variant of "col2im", by
+    which name it is pinned.
     """
 
     platform: str
@@ -42,7 +44,8 @@ def explain(*args: Any, platform: str | None = None, **kwargs: Any) -> Explanati
 
     Args:
       *args, **kwargs: those of `conv_transpose`; lhs and rhs may be
-        `jax.ShapeDtypeStruct`s, as only shapes and dtypes matter.
+        `jax.ShapeDtypeStruct`s, as only shapes and dtypes matter. An `implementation` is
+        checked, and makes no difference.
       platform: "cpu", "cuda", "rocm" or "tpu"; None is the default backend's.
 
     Returns:
@@ -63,8 +66,10 @@ def explain(*args: Any, platform: str | None = None, **kwargs: Any) -> Explanati
 
     Source: the constants and the formula are in `jaxconvt/_plan.py`.
     """
+    asked = platform is not None
     platform = _plan.platform_of(platform or jax.default_backend())
-    _spec.choice("platform", platform, tuple(_plan.RATES))
+    if asked:
+        _spec.choice("platform", platform, tuple(_plan.RATES))
     call = inspect.signature(conv_transpose).bind(*args, **kwargs)
     call.apply_defaults()
     read = list(inspect.signature(_spec.read).parameters)[2:]
@@ -75,26 +80,40 @@ def explain(*args: Any, platform: str | None = None, **kwargs: Any) -> Explanati
         return lhs
 
     jax.eval_shape(trace, call.arguments["lhs"], call.arguments["rhs"])
-    return _explanation(platform, *seen[0])
+    lhs, rhs, spec = seen[0]
+    precision, dtype = (call.arguments[k] for k in ("precision", "preferred_element_type"))
+    _spec.check_numerics(lhs.dtype, precision, dtype)
+    _spec.choice("implementation", call.arguments["implementation"], _plan.IMPLEMENTATIONS)
+    return _explanation(platform, lhs, rhs, spec, lhs.dtype if dtype is None else dtype)
 
 
-def _explanation(platform: str, lhs: Array, rhs: Array, spec: Spec) -> Explanation:
+def _explanation(platform: str, lhs: Array, rhs: Array, spec: Spec, dtype: Any) -> Explanation:
     from jaxconvt import _bilinear  # late, as in `_api`
 
     obstacle = _bilinear.obstacle(lhs, rhs, spec)
-    rates = _plan.RATES[platform]
-    if obstacle or rates is None:
-        why = f"nothing else is made for {obstacle}" if obstacle else "nothing else is measured"
-        return Explanation(platform, dict.fromkeys(_TITLES.values(), "dilated"), {}, why + ".")
+    why = f"nothing else is made for {obstacle}" if obstacle else ""
+    if _plan.RATES.get(platform) is None:
+        why = "nothing else is measured"
     letters = _bilinear.letters_of(lhs.shape, rhs.shape, spec)
+    calls = {}
+    for face in _TITLES:
+        operands = (lhs.dtype, rhs.dtype if face == "out" else dtype)
+        common, _ = _bilinear.summed_in(*operands, dtype)
+        flipped = spec.transpose_kernel
+        calls[face] = _plan.describe(face, spec.axes, dtype=common, flipped=flipped, **letters)
+    if not all(at.static for at in calls.values()):
+        why = f"no time is estimated for symbolic channels, here of lhs {lhs.shape}"
+    if why:
+        return Explanation(platform, dict.fromkeys(_TITLES.values(), "dilated"), {}, why + ".")
     choices, estimates = {}, {}
     for face, title in _TITLES.items():
-        asked = {"dtype": lhs.dtype, "flipped": spec.transpose_kernel, **letters}
-        choices[title] = str(
-            _plan.choose("auto", platform, face, spec.axes, together=True, **asked)
-        )
-        costs = _plan.estimates(_plan.describe(face, spec.axes, **asked), platform, "auto")
+        choices[title] = str(_plan.choose("auto", platform, calls[face], together=True))
+        costs = _plan.estimates(calls[face], platform)
         estimates[title] = {str(choice): seconds for choice, seconds in costs.items()}
+    rates = _plan.RATES[platform] or _plan.CPU
     source = f"measured on {rates.measured}" if rates.measured else "UNMEASURED, conservative"
-    why = f"least estimated time whose intermediates fit; constants {source}."
+    why = (
+        f"of those that fit and are within {rates.trusted - 1:.0%} of the least estimated time, "
+        f"the one with the least intermediates; constants {source}."
+    )
     return Explanation(platform, choices, estimates, why)

@@ -49,6 +49,9 @@ class Axis(NamedTuple):
         return max(size, 0)
 
 
+# The spatial axes of a transposed convolution, in order.
+Axes = tuple[Axis, ...]
+
 # Forward padding of one axis, from here on: 'SAME', 'SAME_LOWER', 'VALID' or a pair.
 Padding = str | tuple[int, int]
 

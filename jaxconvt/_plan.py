@@ -1,9 +1,11 @@
 """Which lowering, by cost: an estimate of time for each, from shapes, dtype and platform alone.
 
-time = flops * per_flop + bytes * per_byte + calls * per_call, with one table of constants per
-platform; measuring a new platform changes numbers and not code. Where a platform has no
-table, and on TPU, where XLA handles `lhs_dilation` natively and nobody has measured
-otherwise, everything is "dilated".
+time = flops * per_flop + bytes * per_byte + calls * per_call, with a table of constants per
+platform; what XLA does badly on CPU has a factor or two in the formula. Picked is, of those
+whose intermediates fit and whose estimates can't be told from the least, the one with the
+least intermediates; the two gradients of one call are picked as a pair, since alike they
+share work. Where a platform has no table, and on TPU, where XLA handles `lhs_dilation`
+natively and nobody has measured otherwise, everything is "dilated".
 """
 
 import itertools
@@ -14,9 +16,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jaxconvt._geometry import Axis, phase_groups, rows, runs
-
-Axes = tuple[Axis, ...]
+from jaxconvt._geometry import Axes, phase_groups, rows, runs
 
 
 def _size(axes: Axes, what: str) -> int:
@@ -25,6 +25,7 @@ def _size(axes: Axes, what: str) -> int:
 
 IMPLEMENTATIONS = ("dilated", "col2im", "polyphase", "auto")
 
+PIECES = 512  # slices and copies that a program may be made of, so that it compiles in time
 SMALL = 32 * 2**20  # bytes of intermediates that are never too many; else 4 times the operands
 
 # Faces of the trilinear form (see `_bilinear`): the value and the two gradients.
@@ -144,6 +145,11 @@ class Call(NamedTuple):
     j: int
     itemsize: int
     flipped: bool  # whether rhs is an explicit reverse of what the user gave
+
+    @property
+    def static(self) -> bool:
+        """Whether all sizes are numbers, and none is a symbolic one of `jax.export`."""
+        return all(type(size) is int for size in (self.g, self.i, self.j))
 
     @property
     def depthwise(self) -> bool:
@@ -308,20 +314,31 @@ def _gathered(at: Call, choice: Choice) -> int:
     return len(at.axes) if choice.name == "polyphase" else choice.gathered
 
 
-def estimates(at: Call, platform: str, implementation: str) -> dict[Choice, float]:
-    """Seconds of each lowering that `implementation` allows."""
+def pieces(at: Call, choice: Choice) -> int:
+    """Slices and copies in the program, about."""
+    if choice.name == "dilated":
+        return 0
+    elementwise = choice.name == "col2im" and at.depthwise
+    gathered = len(at.axes) if elementwise else _gathered(at, choice)
+    groups = [phase_groups(a) for a in at.axes[:gathered]]
+    shifts = [sum(len(p.shifts) for p in axis) for axis in groups]
+    if elementwise:
+        return math.prod(shifts)
+    return math.prod(map(len, groups)) * sum([*shifts, *[len(runs(a)) for a in at.axes[gathered:]]])
+
+
+def estimates(at: Call, platform: str) -> dict[Choice, float]:
+    """Seconds of each lowering."""
     rates = RATES.get(platform) or CPU
+    return {choice: seconds(at, choice, rates) for choice in candidates(at)}
+
+
+def _fitting(at: Call, implementation: str) -> list[Choice]:
+    """Those whose intermediates and program fit, or else the one with least of the former."""
     allowed = [c for c in candidates(at) if implementation in ("auto", c.name)]
-    return {choice: seconds(at, choice, rates) for choice in allowed}
-
-
-def _fitting(at: Call, platform: str, implementation: str) -> dict[Choice, float]:
-    """Those whose intermediates fit, or else the one with least."""
-    costs = estimates(at, platform, implementation)
     most = max(4 * at.bytes, SMALL)
-    fitting = {choice: time for choice, time in costs.items() if temp(at, choice) <= most}
-    least = min(costs, key=lambda choice: temp(at, choice))
-    return fitting or {least: costs[least]}
+    fitting = [c for c in allowed if temp(at, c) <= most and pieces(at, c) <= PIECES]
+    return fitting or [min(allowed, key=lambda choice: temp(at, choice))]
 
 
 @lru_cache(maxsize=4096)
@@ -332,7 +349,7 @@ def _choose(implementation: str, platform: str, at: Call, together: bool) -> Cho
     faces = FACES[1:] if together and at.face != "out" else (at.face,)
     calls = [at._replace(face=face) for face in faces]
     costs = {}
-    for picks in itertools.product(*[_fitting(c, platform, implementation) for c in calls]):
+    for picks in itertools.product(*[_fitting(call, implementation) for call in calls]):
         time = sum(seconds(*each, rates) for each in zip(calls, picks, strict=True))
         if len(set(picks)) < len(picks) and picks[0].name != "dilated" and not at.depthwise:
             time -= gemm(calls[1], _gathered(calls[1], picks[1])).seen * rates.shared
@@ -345,30 +362,20 @@ def _choose(implementation: str, platform: str, at: Call, together: bool) -> Cho
 
 
 def describe(
-    face: str, axes: Axes, *, dtype: Any, flipped: bool, n: int, g: int, i: int, j: int
+    face: str, axes: Axes, *, dtype: Any, flipped: bool, n: Any, g: Any, i: Any, j: Any
 ) -> Call:
+    """A face with these sizes of its letters; a symbolic n, which all lowerings take, is one."""
+    n = n if type(n) is int else 1
     return Call(face, axes, n, g, i, j, max(jnp.dtype(dtype).itemsize, 1), flipped)
 
 
-def choose(
-    implementation: str,
-    platform: str,
-    face: str,
-    axes: Axes,
-    *,
-    dtype: Any,
-    flipped: bool,
-    together: bool,
-    **letters: Any,
-) -> Choice:
-    """The lowering of one face of one call, given its letters n, g, i and j.
+def choose(implementation: str, platform: str, at: Call, together: bool) -> Choice:
+    """The lowering of one face of one call.
 
     If both gradients are taken together they are chosen together: alike, they share work.
     """
     if implementation in ("dilated", "polyphase"):
         return Choice(implementation)
-    if any(type(size) is not int for size in letters.values()):
-        # Symbolic: whatever works for every size.
+    if not at.static:  # whatever works for every size
         return Choice("dilated" if implementation == "auto" else implementation)
-    at = describe(face, axes, dtype=dtype, flipped=flipped, **letters)
     return _choose(implementation, platform, at, together)

@@ -15,8 +15,8 @@ from jax import lax
 
 from jaxconvt import _col2im
 from jaxconvt import _views as views
-from jaxconvt._geometry import rows
-from jaxconvt._views import Axes, Group, Numerics
+from jaxconvt._geometry import Axes, rows
+from jaxconvt._views import Group, Numerics
 
 
 def value(lhs: jax.Array, rhs: jax.Array, axes: Axes, how: Numerics) -> jax.Array:

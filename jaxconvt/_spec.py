@@ -80,9 +80,10 @@ def check_numerics(dtype: Any, precision: Any, preferred_element_type: Any) -> N
     ):
         if value is None:
             continue
+        x64: bool = jax.config.jax_enable_x64  # type: ignore[attr-defined]
         try:
             try:
-                _try_numerics(dtype, name, value, jax.config.read("jax_enable_x64"))
+                _try_numerics(dtype, name, value, x64)
             except TypeError:  # also what an unhashable value (a list) raises
                 _try_numerics.__wrapped__(dtype, name, value, None)
         except (TypeError, ValueError, AttributeError, KeyError) as e:

@@ -23,9 +23,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxconvt._geometry import Axis, Phases, phase_groups, rows, runs
+from jaxconvt._geometry import Axes, Phases, phase_groups, rows, runs
 
-Axes = tuple[Axis, ...]
 Group = tuple[Phases, ...]  # one of each gathered axis
 
 

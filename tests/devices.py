@@ -226,6 +226,31 @@ class ExplicitTest(parameterized.TestCase):
         assert_close([eager], one_device(implementation)[0])
 
     @EVERY
+    def test_without_the_mesh_in_context(self, implementation):
+        explicit = mesh(*[jax.sharding.AxisType.Explicit] * 2)
+        operands = [
+            jax.device_put(x, jax.sharding.NamedSharding(explicit, spec))
+            for x, spec in ((LHS, P("a")), (RHS, P()))
+        ]
+        got = jax.jit(step(function(implementation)))(*operands)
+        self.assertEqual(jax.typeof(got[1]).sharding.spec, P("a", None, None, None))
+        assert_close(got, one_device(implementation)[0])
+
+    @EVERY
+    def test_vmap_over_the_divided_axis(self, implementation):
+        f = function(implementation)
+
+        def each(lhs, rhs):
+            return jax.vmap(lambda image: f(image[None], rhs)[0])(lhs)
+
+        with jax.set_mesh(mesh(*[jax.sharding.AxisType.Explicit] * 2)):
+            operands = jax.device_put(LHS, P("a")), jax.device_put(RHS, P())
+            got = jax.jit(step(each))(*operands)
+            for x in got[:2]:
+                self.assertEqual(jax.typeof(x).sharding.spec, P("a", None, None, None))
+        assert_close(got, one_device(implementation)[0])
+
+    @EVERY
     def test_ambiguous(self, implementation):
         with jax.set_mesh(mesh(*[jax.sharding.AxisType.Explicit] * 2)):
             lhs = jax.device_put(LHS, P("a"))

@@ -119,6 +119,8 @@ class OracleTest(parameterized.TestCase):
             ("int8", "int32"),
             ("uint8", "uint32"),
             ("int16", "float32"),
+            ("uint8", "int8"),
+            ("bool", "int8"),
             ("float32", "float64"),
         ),
     )
@@ -143,6 +145,13 @@ class OracleTest(parameterized.TestCase):
                 self.assertEqual(x.dtype, dtype)
             self.assert_case(c, lhs, rhs, value, gradients)
 
+    @parameterized.product(implementation=util.IMPLEMENTATIONS, dtype=("int32", "uint32"))
+    def test_integers_do_not_wrap_on_the_way_to_floats(self, implementation, dtype):
+        lhs, rhs = (np.full(shape, 100_000, dtype) for shape in ((1, 3, 2), (2, 2, 3)))
+        f = functools.partial(conv_transpose, strides=(2,), padding="SAME")
+        f = functools.partial(f, preferred_element_type="float32", implementation=implementation)
+        np.testing.assert_array_equal(f(lhs, rhs), np.full((1, 6, 3), 2e10, np.float32))
+
     @parameterized.product(
         implementation=util.IMPLEMENTATIONS,
         precision=("highest", lax.Precision.HIGHEST, ("float32", "highest"), ["highest"] * 2),
@@ -160,6 +169,24 @@ class OracleTest(parameterized.TestCase):
         self.assertNotEmpty(products)
         for product in products:
             self.assertRegex(product, r"HIGHEST.*HIGHEST")
+
+    @parameterized.product(implementation=util.IMPLEMENTATIONS, inside=(True, False))
+    def test_default_precision(self, implementation, inside):
+        # It is that of the call, and not of when the call is lowered.
+        c = case("", (1, 4, 3, 2), (3, 2, 2, 3), (2, 3), "SAME")
+        f = functools.partial(conv_transpose, **c.kwargs, implementation=implementation)
+
+        def called(lhs, rhs):
+            with jax.default_matmul_precision("highest" if inside else "default"):
+                return jax.vjp(f, lhs, rhs)[1](f(lhs, rhs))
+
+        traced = jax.jit(called).trace(*util.operands(c))
+        with jax.default_matmul_precision("default" if inside else "highest"):
+            text = traced.lower().as_text()
+        products = re.findall(r"stablehlo\.(?:convolution|dot_general)\b.*", text)
+        self.assertNotEmpty(products)
+        for product in products:
+            self.assertEqual("HIGHEST" in product, inside, product)
 
     @parameterized.product(
         implementation=util.IMPLEMENTATIONS, weak=((True, True), (True, False), (False, True))
@@ -198,6 +225,57 @@ class OracleTest(parameterized.TestCase):
             np.testing.assert_allclose(
                 got[np.isfinite(got)], want[np.isfinite(got)], rtol=1e-5, atol=1e-5
             )
+
+    @parameterized.product(
+        implementation=util.IMPLEMENTATIONS, bad=(np.nan, np.inf), operand=("lhs", "rhs", "ct")
+    )
+    def test_footprint_in_gradients(self, implementation, bad, operand):
+        # As above: all that it reaches by the definition, and no more than in jax.lax.
+        for c in (
+            case("2d", (1, 4, 3, 2), (3, 4, 2, 2), (2, 2), "SAME"),
+            case("dilated", (2, 4, 1), (3, 1, 2), (2,), [(3, 2)], rhs_dilation=(2,)),
+        ):
+            lhs, rhs = util.operands(c)
+            ct = util.random("ct", oracle.conv_transpose(lhs, rhs, **c.kwargs).shape)
+            x = {"lhs": lhs, "rhs": rhs, "ct": ct}[operand]
+            x[tuple(size // 2 for size in x.shape)] = bad
+
+            def gradients(f, c=c, lhs=lhs, rhs=rhs, ct=ct):
+                f = functools.partial(f, **c.kwargs)
+                return jax.jit(lambda lhs, rhs, ct: jax.vjp(f, lhs, rhs)[1](ct))(lhs, rhs, ct)
+
+            ours = functools.partial(conv_transpose, implementation=implementation)
+            want = oracle.vjp(lhs, rhs, ct, **c.kwargs)
+            for part, got, exact, most in zip(
+                ("lhs", "rhs"), gradients(ours), want, gradients(lax.conv_transpose), strict=True
+            ):
+                name = f"{c.name}, {part}"
+                got, finite = np.asarray(got), np.isfinite(got)
+                self.assertTrue(np.all(np.isfinite(exact) | ~finite), name)
+                most = ~np.isfinite(most)
+                if implementation != "dilated":  # through the channels that are multiplied at once
+                    most |= np.any(most, axis=tuple(range(most.ndim - 2)))
+                self.assertTrue(np.all(finite | most), name)
+                np.testing.assert_allclose(got[finite], exact[finite], rtol=1e-5, atol=1e-5)
+
+    @parameterized.product(implementation=util.IMPLEMENTATIONS, scale=(1e-40, 1e-20, 1e30, -0.0))
+    def test_extremes(self, implementation, scale):
+        # Denormals may be flushed, as jax.lax's are; nothing overflows on the way to a result.
+        c = case("", (1, 4, 3, 2), (3, 4, 2, 2), (2, 3), "SAME")
+        lhs, rhs = util.operands(c)
+        lhs = (lhs * scale).astype(np.float32)
+        run = functools.partial(
+            util.value_and_gradients,
+            functools.partial(conv_transpose, implementation=implementation),
+            c,
+        )
+        value, by_lhs, by_rhs = jax.jit(run)(lhs, rhs)
+        ct = util.cotangent(value.shape, value.dtype).astype(float)
+        flushed = float(np.finfo(np.float32).tiny) * 64
+        wants = (oracle.conv_transpose(lhs, rhs, **c.kwargs), *oracle.vjp(lhs, rhs, ct, **c.kwargs))
+        for got, want in zip((value, by_lhs, by_rhs), wants, strict=True):
+            largest = np.max(np.abs(want))
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=flushed + 1e-5 * largest)
 
 
 class OutputShapeTest(parameterized.TestCase):
@@ -309,7 +387,9 @@ class GradientTest(parameterized.TestCase):
             f = jax.jit(
                 functools.partial(conv_transpose, **c.kwargs, implementation=implementation)
             )
-            check_grads(f, util.operands(c, "float64"), order=1, atol=1e-5, rtol=1e-5)
+            # Of the second order, too, and both ways: each face's derivative is another face.
+            order = 1 if implementation == "dilated" else 2
+            check_grads(f, util.operands(c, "float64"), order, atol=1e-5, rtol=1e-5)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 from jax import export
 
 import jaxconvt
-from jaxconvt import _bilinear, _plan, _spec, explain
+from jaxconvt import _bilinear, _geometry, _plan, _spec, explain
 from jaxconvt._layers import LAYERS
 from tests import util
 
@@ -35,8 +35,8 @@ def decided(name, face, platform, together=False):
     *_, spec = _spec.read(lhs, rhs, **read)
     asked = _bilinear.letters_of(lhs.shape, rhs.shape, spec)
     asked |= {"dtype": lhs.dtype, "flipped": False}
-    choice = _plan.choose("auto", platform, face, spec.axes, together=together, **asked)
-    return _plan.describe(face, spec.axes, **asked), choice
+    at = _plan.describe(face, spec.axes, **asked)
+    return at, _plan.choose("auto", platform, at, together)
 
 
 def modules(call, platforms, implementation="auto"):
@@ -105,18 +105,32 @@ class Decisions(parameterized.TestCase):
         self.assertEqual(picked[True]["value"], "dilated")
 
     @parameterized.product(
-        name=[layer.name for layer in LAYERS], face=_plan.FACES, platform=("cpu", "cuda")
+        name=[layer.name for layer in LAYERS],
+        face=_plan.FACES,
+        platform=("cpu", "cuda"),
+        together=(False, True),
     )
-    def test_memory_is_bounded(self, name, face, platform):
-        at, choice = decided(name, face, platform)
-        if choice.name == "col2im" and not at.depthwise:
-            temp = _plan.gemm(at, choice.gathered).temp
-            self.assertLessEqual(temp, max(4 * at.bytes, _plan.SMALL))
+    def test_memory_is_bounded(self, name, face, platform, together):
+        at, choice = decided(name, face, platform, together)
+        self.assertLessEqual(_plan.temp(at, choice), max(4 * at.bytes, _plan.SMALL))
 
     def test_memory_decides_where_time_would_not(self):
-        # U of a 16x16 kernel is 64 times the output: not to be had at this size.
-        estimates = explained("fcn8s").estimates["rhs gradient"]
-        self.assertLess(estimates["polyphase"], estimates["col2im"])
+        # U of all 27 taps is nearly that many times the output, which is larger than lhs.
+        axes = (_geometry.Axis(32, 3, 1, 1, 1, 1),) * 3
+        at = _plan.describe("out", axes, dtype="float32", flipped=False, n=4, g=1, i=8, j=16)
+        times = {c: _plan.seconds(at, c, _plan.CPU) for c in _plan.candidates(at)}
+        self.assertGreater(_plan.temp(at, _plan.Choice("col2im")), 4 * at.bytes)
+        self.assertNotIn(_plan.Choice("col2im"), _plan._fitting(at, "auto"))
+        self.assertIn(_plan.choose("auto", "cpu", at, False), times)
+
+    def test_programs_are_bounded(self):
+        # One slice or copy for each of 961 taps would take minutes to compile.
+        axes = (_geometry.Axis(64, 31, 1, 1, 15, 15),) * 2
+        for face in _plan.FACES:
+            at = _plan.describe(face, axes, dtype="float32", flipped=False, n=1, g=64, i=1, j=1)
+            for together in (False, True):
+                choice = _plan.choose("auto", "cpu", at, together)
+                self.assertLessEqual(_plan.pieces(at, choice), _plan.PIECES)
 
     @parameterized.product(name=[layer.name for layer in LAYERS], platform=("cpu", "cuda"))
     def test_gradients_taken_together_cost_no_more(self, name, platform):
@@ -221,7 +235,35 @@ class Explain(parameterized.TestCase):
         self.assertEqual(set(explanation.choices.values()), {"dilated"})
         self.assertIn("symbolic", explanation.reason)
 
+    def test_symbolic_batch_makes_no_difference(self):
+        (size,) = export.symbolic_shape("n")
+        call = BY_NAME["vnet"].call()
+        lhs = jax.ShapeDtypeStruct((size, *call.lhs.shape[1:]), call.lhs.dtype)
+        explanation = explain(lhs, call.rhs, platform="cpu", **call.kwargs)
+        self.assertEqual(explanation.choices, explained("vnet").choices)
+        value, _ = modules(call._replace(lhs=lhs), ("cpu",))
+        self.assertEmpty(lhs_dilations(value))
+
+    def test_symbolic_channels(self):
+        (size,) = export.symbolic_shape("c")
+        lhs, rhs = (jax.ShapeDtypeStruct((*s, size), "float32") for s in ((1, 4), (3, 2)))
+        explanation = explain(lhs, rhs, (2,), "SAME", transpose_kernel=True, platform="cpu")
+        self.assertEqual(set(explanation.choices.values()), {"dilated"})
+        self.assertIn("symbolic", explanation.reason)
+
+    def test_half_precision_summed_in_float32(self):
+        # Both gradients are planned for the dtype that they are computed in.
+        call = BY_NAME["dcgan_4"].call("bfloat16")
+        ours = explain(call.lhs, call.rhs, preferred_element_type="float32", **call.kwargs)
+        self.assertEqual(
+            ours.estimates["rhs gradient"], explained("dcgan_4").estimates["rhs gradient"]
+        )
+
     def test_errors(self):
+        with self.assertRaisesRegex(ValueError, "implementation must be one of"):
+            explained("dcgan_4", implementation="abacus")
+        with self.assertRaisesRegex(ValueError, "precision must be"):
+            explained("dcgan_4", precision=3.5)
         with self.assertRaisesRegex(ValueError, "platform must be one of 'cpu'.*'abacus'"):
             explained("dcgan_4", "abacus")
         with self.assertRaisesRegex(ValueError, "strides must be positive"):

@@ -132,7 +132,7 @@ def mutations(draw):
     for _ in range(draw(st.integers(1, 3))):
         name = draw(st.sampled_from(names))
         if name in ("lhs", "rhs") and draw(st.booleans()):
-            x = np.asarray(arguments[name], "float32") if hasattr(lhs, "shape") else lhs
+            x = np.asarray({"lhs": lhs, "rhs": rhs}[name], "float32")
             change = draw(st.sampled_from(("drop", "add", "swap", "dtype", "grow")))
             if change == "drop":
                 x = x.reshape(-1)
