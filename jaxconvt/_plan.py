@@ -26,7 +26,7 @@ def _size(axes: Axes, what: str) -> int:
 IMPLEMENTATIONS = ("dilated", "col2im", "polyphase", "auto")
 
 PIECES = 512  # slices and copies that a program may be made of, so that it compiles in time
-SMALL = 32 * 2**20  # bytes of intermediates that are never too many; else 4 times the operands
+SMALL = 32 * 2**20  # bytes of intermediates that are never too many
 
 # Faces of the trilinear form (see `_bilinear`): the value and the two gradients.
 FACES = ("out", "lhs", "rhs")
@@ -37,6 +37,7 @@ class Rates:
     """Seconds per unit, on one platform, for float32."""
 
     measured: str  # on what, or "" if these are guesses from XLA's source
+    width: int  # bytes of an element of intermediates, at least
     trusted: float  # ratio of two estimates that tells
     call: float  # to start any operation
     gemm: float  # per flop of a matrix product
@@ -63,6 +64,7 @@ class Rates:
 
 CPU = Rates(
     measured="2 cores of an AMD EPYC (Zen 3), jaxlib 0.10.2",
+    width=4,  # bfloat16 and float16 are converted first
     trusted=1.05,
     call=17e-6,
     gemm=0.66e-11,
@@ -92,6 +94,7 @@ CPU = Rates(
 # call; see README, "GPU and TPU".
 GPU = Rates(
     measured="",
+    width=1,
     trusted=1.25,
     call=10e-6,
     gemm=1 / 40e12,
@@ -330,15 +333,28 @@ def pieces(at: Call, choice: Choice) -> int:
 def estimates(at: Call, platform: str) -> dict[Choice, float]:
     """Seconds of each lowering."""
     rates = RATES.get(platform) or CPU
+    at = _widened(at, rates)
     return {choice: seconds(at, choice, rates) for choice in candidates(at)}
 
 
-def _fitting(at: Call, implementation: str) -> list[Choice]:
-    """Those whose intermediates and program fit, or else the one with least of the former."""
+def _widened(at: Call, rates: Rates) -> Call:
+    return at._replace(itemsize=max(at.itemsize, rates.width))
+
+
+def _fitting(at: Call, implementation: str, rates: Rates) -> list[Choice]:
+    """Those whose intermediates and program fit.
+
+    Intermediates of four times the operands and the result fit, or more where that would cost
+    more than half of the speed.
+    """
     allowed = [c for c in candidates(at) if implementation in ("auto", c.name)]
-    most = max(4 * at.bytes, SMALL)
-    fitting = [c for c in allowed if temp(at, c) <= most and pieces(at, c) <= PIECES]
-    return fitting or [min(allowed, key=lambda choice: temp(at, choice))]
+    compiled = [c for c in allowed if pieces(at, c) <= PIECES] or allowed
+    times = {choice: seconds(at, choice, rates) for choice in compiled}
+    for limit in (4, 8, 16):
+        fitting = [c for c in compiled if temp(at, c) <= max(limit * at.bytes, SMALL)]
+        if fitting and min(times[c] for c in fitting) <= 2 * min(times.values()):
+            return fitting
+    return fitting or [min(compiled, key=lambda choice: temp(at, choice))]
 
 
 @lru_cache(maxsize=4096)
@@ -347,9 +363,9 @@ def _choose(implementation: str, platform: str, at: Call, together: bool) -> Cho
         return Choice("dilated")
     rates = RATES.get(platform) or CPU
     faces = FACES[1:] if together and at.face != "out" else (at.face,)
-    calls = [at._replace(face=face) for face in faces]
+    calls = [_widened(at, rates)._replace(face=face) for face in faces]
     costs = {}
-    for picks in itertools.product(*[_fitting(call, implementation) for call in calls]):
+    for picks in itertools.product(*[_fitting(call, implementation, rates) for call in calls]):
         time = sum(seconds(*each, rates) for each in zip(calls, picks, strict=True))
         if len(set(picks)) < len(picks) and picks[0].name != "dilated" and not at.depthwise:
             time -= gemm(calls[1], _gathered(calls[1], picks[1])).seen * rates.shared

@@ -120,8 +120,23 @@ class Decisions(parameterized.TestCase):
         at = _plan.describe("out", axes, dtype="float32", flipped=False, n=4, g=1, i=8, j=16)
         times = {c: _plan.seconds(at, c, _plan.CPU) for c in _plan.candidates(at)}
         self.assertGreater(_plan.temp(at, _plan.Choice("col2im")), 4 * at.bytes)
-        self.assertNotIn(_plan.Choice("col2im"), _plan._fitting(at, "auto"))
+        self.assertNotIn(_plan.Choice("col2im"), _plan._fitting(at, "auto", _plan.CPU))
         self.assertIn(_plan.choose("auto", "cpu", at, False), times)
+
+    def test_memory_does_not_cost_most_of_the_speed(self):
+        # U of this kernel gradient is a little over the limit; XLA's own takes 20 times as long.
+        call = BY_NAME["gan3d"].call(batch=8)
+        self.assertStartsWith(
+            explain(call.lhs, call.rhs, platform="cpu", **call.kwargs).choices["rhs gradient"],
+            "col2im",
+        )
+
+    @parameterized.named_parameters((layer.name, layer.name) for layer in LAYERS)
+    def test_half_precision_is_decided_as_it_is_computed(self, name):
+        # On CPU, in float32.
+        call = BY_NAME[name].call("bfloat16")
+        half = explain(call.lhs, call.rhs, platform="cpu", **call.kwargs)
+        self.assertEqual(half.choices, explained(name).choices)
 
     def test_programs_are_bounded(self):
         # One slice or copy for each of 961 taps would take minutes to compile.
