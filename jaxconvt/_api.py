@@ -137,6 +137,11 @@ def conv_transpose(
             f"out_sharding must be None on JAX {jax.__version__}, whose "
             f"lax.conv_general_dilated does not take it yet, got {out_sharding!r}."
         )
+    kinds = jax.sharding.PartitionSpec, jax.sharding.Sharding
+    if out_sharding is not None and not isinstance(out_sharding, kinds):
+        raise TypeError(
+            f"out_sharding must be None, a PartitionSpec or a Sharding, got {out_sharding!r}."
+        )
     if implementation != "dilated":
         # Only now: jax.extend, which it needs, takes longer to import than all else here.
         from jaxconvt import _bilinear

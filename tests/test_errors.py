@@ -435,6 +435,8 @@ class ErrorsTest(parameterized.TestCase):
         if has:
             with self.assertRaisesRegex(TypeError, "out_sharding.* 5"):
                 conv_transpose(LHS, RHS, (2, 2), "SAME", out_sharding=5)
+            with self.assertRaisesRegex(TypeError, r"out_sharding must be .*, got \[\[\]\]"):
+                conv_transpose(LHS, RHS, (2, 2), "SAME", out_sharding=[[]])
         with unittest.mock.patch.object(_api, "_HAS_OUT_SHARDING", False):
             wanted = f"out_sharding must be None on JAX {jax.__version__}, .*, got 5"
             with self.assertRaisesRegex(ValueError, wanted):
