@@ -35,7 +35,8 @@ class Explanation:
         for title, choice in self.choices.items():
             lines.append(f"  {title:12s} {choice}")
             for name, seconds in sorted(self.estimates.get(title, {}).items(), key=lambda x: x[1]):
-                lines.append(f"    {seconds * 1e3:10.3f} ms estimated for {name}")
+                picked = "  <- picked" if name == choice else ""
+                lines.append(f"    {seconds * 1e3:10.3f} ms estimated for {name}{picked}")
         return "\n".join(lines)
 
 
