@@ -366,10 +366,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             row = measure(layer, arguments.dtype)
         except Exception as e:  # whatever a backend may raise: the other layers still count
-            row = {
-                "layer": layer.name,
-                "error": f"{type(e).__name__}: {' '.join(str(e).split())[:200]}",
-            }
+            first = (str(e).splitlines() or [""])[0]
+            row = {"layer": layer.name, "error": f"{type(e).__name__}: {first}"}
         rows.append(row)
         print(line(row), flush=True)
     print(f"\n{summary(rows, arguments.dtype, time.perf_counter() - start)}", flush=True)

@@ -170,11 +170,14 @@ class ReportTest(parameterized.TestCase):
     def test_an_unknown_platform_is_given_the_default(self):
         call = BY_NAME["dcgan_4"].call()
         self.monkeypatch.setattr(jax, "default_backend", lambda: "abacus")
-        self.assertEqual(set(report.chosen(call).values()), {"dilated"})
+        explanation = jaxconvt.explain(call.lhs, call.rhs, **call.kwargs)
+        self.assertEqual(set(explanation.choices.values()), {"dilated"})
 
     def test_every_choice_has_a_short_name(self):
         for layer in LAYERS:
-            self.assertLessEqual(set(report.chosen(layer.call()).values()), set(report.SHORT))
+            call = layer.call()
+            choices = jaxconvt.explain(call.lhs, call.rhs, **call.kwargs).choices
+            self.assertLessEqual(set(choices.values()), set(report.SHORT))
 
     def test_float64_as_a_module(self):
         # In a process of its own, as it turns x64 on.
