@@ -161,6 +161,25 @@ class ShardedTest(parameterized.TestCase):
         alone = functools.partial(lax.conv_transpose, strides=(2, 2), padding="VALID")
         assert_close(jax.jit(step(f))(lhs, rhs), step(alone)(lhs, rhs))
 
+    @EVERY
+    def test_groups(self, implementation):
+        # Divided groups concern nobody else, unless XLA's grouped convolutions are used.
+        groups = P(None, None, None, "b")
+        lhs, rhs = LHS, RHS[:, :, :2]
+        f = functools.partial(function(implementation), feature_group_count=4)
+        f = jax.jit(step(f), out_shardings=(sharding(groups),) * 3)
+        operands = jax.device_put((lhs, rhs), (sharding(groups),) * 2)
+        by_hand = lax.conv_general_dilated(
+            lhs, rhs, (1, 1), ARGUMENTS["padding"], ARGUMENTS["strides"],
+            dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=4,
+        )  # fmt: skip
+        got = f(*operands)
+        assert_close(got[:1], [by_hand])
+        alone = functools.partial(function("dilated"), feature_group_count=4)
+        assert_close(got, step(alone)(lhs, rhs))
+        if implementation == "col2im":
+            self.assertEmpty(collectives(f.lower(*operands).compile()))
+
 
 def shard_map(f, check, **specs):
     if hasattr(jax, "shard_map"):
