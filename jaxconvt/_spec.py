@@ -95,7 +95,7 @@ def check_numerics(dtype: Any, precision: Any, preferred_element_type: Any) -> N
             ) from None
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=256, typed=True)  # 1 equals np.float32(1), which has a dtype
 def _try_numerics(dtype: Any, name: str, value: Any, x64: Any) -> None:
     """JAX itself is asked, on a 1x1 product, so that the answer is the installed one's."""
     one = jax.ShapeDtypeStruct((1, 1), jax.dtypes.canonicalize_dtype(dtype))

@@ -429,6 +429,12 @@ class ErrorsTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "output_shape needs lhs with static spatial sizes"):
             call("1, h, 4, 4", "3, 2, 4, 6", output_shape=(10, 8))
 
+    def test_equal_values_of_other_types_are_not_taken_for_each_other(self):
+        call = functools.partial(conv_transpose, LHS, RHS, (2, 2), "SAME")
+        self.assertEqual(call(preferred_element_type=np.float32(1)).dtype, np.float32)
+        with self.assertRaisesRegex(TypeError, "preferred_element_type must be .* got 1:"):
+            call(preferred_element_type=1)
+
     def test_out_sharding(self):
         has = "out_sharding" in inspect.signature(lax.conv_general_dilated).parameters
         self.assertEqual(_api._HAS_OUT_SHARDING, has)
