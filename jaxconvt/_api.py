@@ -97,9 +97,9 @@ def conv_transpose(
         convolutions, whose results are interleaved) compute the same function, with the same
         gradients, to within rounding. "auto" picks one of the three for the value and for
         each gradient, by estimated cost on the platform lowered for, whose intermediates stay
-        within four times the operands and the result, or 32 MiB; `jaxconvt.explain` says
-        which and why. For symbolic spatial sizes "auto" is "dilated", and "col2im" and
-        "polyphase" are errors.
+        within four times the operands and the result, or 32 MiB, unless that cost more than
+        half of the speed; `jaxconvt.explain` says which and why. For symbolic spatial sizes
+        "auto" is "dilated", and "col2im" and "polyphase" are errors.
 
     Returns:
       The array of rank `n + 2`, by default `(batch, spatial..., out channels)`.
@@ -137,8 +137,9 @@ def conv_transpose(
             f"out_sharding must be None on JAX {jax.__version__}, whose "
             f"lax.conv_general_dilated does not take it yet, got {out_sharding!r}."
         )
-    kinds = jax.sharding.PartitionSpec, jax.sharding.Sharding
-    if out_sharding is not None and not isinstance(out_sharding, kinds):
+    if out_sharding is not None and not isinstance(
+        out_sharding, (jax.sharding.PartitionSpec, jax.sharding.Sharding)
+    ):
         raise TypeError(
             f"out_sharding must be None, a PartitionSpec or a Sharding, got {out_sharding!r}."
         )
