@@ -232,12 +232,13 @@ _NAME_WIDTH = max(len(name) for name in BY_NAME)
 
 
 def header(dtype: str) -> str:
-    letters = ", ".join(f"{short} {name}" for name, short in SHORT.items())
+    letters = ", ".join(f"{letter} {name}" for name, letter in SHORT.items())
     text = f"""\
 auto      by how much it is faster, and its largest difference from jax.lax, of the largest
           magnitude in the array (up to {tolerance(dtype):.0e} counts as equal)
 picks     auto's, for value, lhs gradient and rhs gradient:
-          {letters}
+          {letters};
+          /4 in 4 chunks of the batch
 =         the same program as jax.lax's
 
 """
@@ -272,11 +273,17 @@ def line(row: dict[str, Any]) -> str:
         if name in APPROXIMATE:
             verdict = f"{max(row['difference'][name].values()):.0e}"
         text += f"{verdict:>9}"
-    text += "  " + " ".join(SHORT.get(choice, choice) for choice in row["choices"].values())
+    text += "  " + " ".join(short(choice) for choice in row["choices"].values())
     verdicts = (
         f"{name} DIFFERS in {', '.join(what)}" for name, what in row["differs"].items() if what
     )
     return "  ".join((text, *verdicts))
+
+
+def short(choice: str) -> str:
+    """A lowering's name as the report writes it."""
+    name, _, chunks = choice.removesuffix(" chunks").partition(" in ")
+    return SHORT.get(name, name) + (f"/{chunks}" if chunks else "")
 
 
 def agrees(row: dict[str, Any]) -> bool:

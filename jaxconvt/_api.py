@@ -98,8 +98,9 @@ def conv_transpose(
         gradients, to within rounding. "auto" picks one of the three for the value and for
         each gradient, by estimated cost on the platform lowered for, whose intermediates stay
         within four times the operands and the result, or 32 MiB, unless that cost more than
-        half of the speed; `jaxconvt.explain` says which and why. For symbolic spatial sizes
-        "auto" is "dilated", and "col2im" and "polyphase" are errors.
+        half of the speed; on one device, large batches are taken in chunks, so that they do.
+        `jaxconvt.explain` says what is picked and why. For symbolic spatial sizes "auto" is
+        "dilated", and "col2im" and "polyphase" are errors.
 
     Returns:
       The array of rank `n + 2`, by default `(batch, spatial..., out channels)`.

@@ -17,6 +17,7 @@ A batch axis joins the letter that the operands having it share with the result:
 (where one operand has it), or g (where both have).
 """
 
+from collections.abc import Callable
 from functools import partial, reduce
 from typing import Any
 
@@ -211,19 +212,23 @@ def compute(
     flipped: bool,
     together: bool,
     platform: str,
+    alone: bool,
 ) -> jax.Array:
-    """The face in terms of JAX's own primitives, as is best on the platform."""
+    """The face in terms of JAX's own primitives, as is best on the platform.
+
+    `alone`: whether the program is one device's, and no compiler divides its arrays.
+    """
     letters = _letters(face, x, y, axes)
     shape = shape_of(face, axes, **letters)
     if 0 in (*x.shape, *y.shape, *shape):
         return jnp.zeros(shape, dtype)
     common, total = summed_in(x.dtype, y.dtype, dtype)
-    at = _plan.describe(face, axes, dtype=common, flipped=flipped, **letters)
+    at = _plan.describe(face, axes, dtype=common, flipped=flipped, alone=alone, **letters)
     choice = _plan.choose(implementation, platform, at, together)
     how = Numerics(precision, total)
+
     with jax.default_matmul_precision(default_precision):
-        result = _run(choice, face, x.astype(common), y.astype(common), axes, how, letters)
-    return jnp.not_equal(result, 0) if jnp.dtype(dtype) == jnp.bool_ else result.astype(dtype)
+        return _run(choice, face, x.astype(common), y.astype(common), axes, how, dtype, letters)
 
 
 def summed_in(x: Any, y: Any, dtype: Any) -> tuple[Any, Any]:
@@ -259,26 +264,70 @@ def _run(
     y: jax.Array,
     axes: Axes,
     how: Numerics,
+    dtype: Any,
     letters: dict[str, Any],
 ) -> jax.Array:
     result: jax.Array
     if choice.name == "col2im" and letters["g"] > 1 and letters["i"] == 1:
-        result = getattr(_depthwise, _FUNCTIONS[face])(x, y, axes, how)
-        return result
+        return _cast(getattr(_depthwise, _FUNCTIONS[face])(x, y, axes, how), dtype)
     function = partial(getattr(_MODULES[choice.name], _FUNCTIONS[face]), axes=axes, how=how)
     if choice.gathered:
         function = partial(function, gathered=choice.gathered)
     at = [-len(LETTERS[array]) for array in (*OPERANDS[face], face)]  # of the group axis
     if letters["g"] == 1:
-        result = jnp.expand_dims(function(jnp.squeeze(x, at[0]), jnp.squeeze(y, at[1])), at[2])
+        x, y = jnp.squeeze(x, at[0]), jnp.squeeze(y, at[1])
     else:
-        result = jax.vmap(function, (at[0], at[1]), at[2])(x, y)
-    return result
+        function = jax.vmap(function, (at[0], at[1]), at[2])
+    if choice.chunks == 1:
+        result = _cast(function(x, y), dtype)
+    elif face == "rhs":
+        result = _cast(_summed(function, choice.chunks, x, y), dtype)
+    else:
+        result = _joined(lambda part: _cast(function(part, y), dtype), choice.chunks, x)
+    return jnp.expand_dims(result, at[2]) if letters["g"] == 1 else result
+
+
+def _cast(x: jax.Array, dtype: Any) -> jax.Array:
+    return jnp.not_equal(x, 0) if jnp.dtype(dtype) == jnp.bool_ else x.astype(dtype)
+
+
+# Chunks of the batch, one after the other
+
+
+def _split(x: jax.Array, chunks: int) -> jax.Array:
+    """[n, ..] -> [chunks, n / chunks, ..], or [n, ..] as it is if that makes chunks of one.
+
+    No axis of size 1 crosses the loop's border: XLA may want it elsewhere, and copy all.
+    """
+    n = x.shape[0]
+    return x if chunks == n else lax.reshape(x, (chunks, n // chunks, *x.shape[1:]))
+
+
+def _joined(function: Callable[..., Any], chunks: int, x: jax.Array) -> jax.Array:
+    if chunks == x.shape[0]:
+        joined: jax.Array = lax.map(lambda part: function(part[None])[0], x)
+        return joined
+    parts = lax.map(function, _split(x, chunks))
+    return lax.reshape(parts, (x.shape[0], *parts.shape[2:]))
+
+
+def _summed(function: Callable[..., Any], chunks: int, x: jax.Array, y: jax.Array) -> jax.Array:
+    one = chunks == x.shape[0]
+
+    def product(parts: tuple[jax.Array, jax.Array]) -> Any:
+        return function(*[part[None] if one else part for part in parts])
+
+    parts = _split(x, chunks), _split(y, chunks)
+    like = jax.eval_shape(product, [jax.ShapeDtypeStruct(p.shape[1:], p.dtype) for p in parts])
+    zeros = jnp.zeros(like.shape, like.dtype)
+    total: jax.Array = lax.scan(lambda t, xy: (t + product(xy), None), zeros, parts)[0]
+    return total
 
 
 def _impl(x: jax.Array, y: jax.Array, **params: Any) -> jax.Array:
     if _jit_disabled():  # no program is made: its equations run one by one
-        return compute(x, y, platform=_plan.platform_of(jax.default_backend()), **params)
+        platform = _plan.platform_of(jax.default_backend())
+        return compute(x, y, platform=platform, alone=False, **params)
     # As a program with the primitive in it, so that it is lowered for where its operands are.
     result: jax.Array = _program(x, y, tuple(sorted(params.items())))
     return result
@@ -381,12 +430,14 @@ if jax.__version_info__ < (0, 7):
 
 # Lowering
 
-mlir.register_lowering(
-    conv_transpose_p, mlir.lower_fun(partial(compute, platform="other"), multiple_results=False)
-)
+
+def _lower(platform: str, ctx: mlir.LoweringRuleContext, x: Any, y: Any, **params: Any) -> Any:
+    # A loop over chunks of a batch that is divided among devices would bring it together.
+    alone = getattr(ctx.module_context.axis_context, "num_devices", None) == 1
+    rule = partial(compute, platform=platform, alone=alone)
+    return mlir.lower_fun(rule, multiple_results=False)(ctx, x, y, **params)
+
+
+mlir.register_lowering(conv_transpose_p, partial(_lower, "other"))
 for _platform in _plan.RATES:
-    mlir.register_lowering(
-        conv_transpose_p,
-        mlir.lower_fun(partial(compute, platform=_platform), multiple_results=False),
-        platform=_platform,
-    )
+    mlir.register_lowering(conv_transpose_p, partial(_lower, _platform), platform=_platform)

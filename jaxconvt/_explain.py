@@ -21,8 +21,9 @@ class Explanation:
     "rhs gradient" to the names of the lowerings picked (of both gradients taken together, as
     in training, which share work; one alone may get another), `estimates` maps each of them to
     the estimated seconds of every lowering (it is empty where nothing is estimated), and
-    `reason` is a sentence. "col2im with the first axis gathered" is a variant of "col2im", by
-    which name it is pinned.
+    `reason` is a sentence. "col2im with the first axis gathered" and "col2im in 4 chunks" (of
+    the batch) are forms of "col2im", by which name they are pinned. Chunks are for a program of
+    one device: where it is divided among several, the whole batch is taken at once.
     """
 
     platform: str
@@ -101,7 +102,9 @@ def _explanation(platform: str, lhs: Array, rhs: Array, spec: Spec, dtype: Any) 
         operands = (lhs.dtype, rhs.dtype if face == "out" else dtype)
         common, _ = _bilinear.summed_in(*operands, dtype)
         flipped = spec.transpose_kernel
-        calls[face] = _plan.describe(face, spec.axes, dtype=common, flipped=flipped, **letters)
+        calls[face] = _plan.describe(
+            face, spec.axes, dtype=common, flipped=flipped, alone=True, **letters
+        )
     if not all(at.static for at in calls.values()):
         why = f"no time is estimated for symbolic channels, here of lhs {lhs.shape}"
     if why:

@@ -27,6 +27,7 @@ IMPLEMENTATIONS = ("dilated", "col2im", "polyphase", "auto")
 
 PIECES = 512  # slices and copies that a program may be made of, so that it compiles in time
 SMALL = 32 * 2**20  # bytes of intermediates that are never too many
+CHUNK = 12 * 2**20  # bytes of intermediates that a chunk of the batch is to have
 
 # Faces of the trilinear form (see `_bilinear`): the value and the two gradients.
 FACES = ("out", "lhs", "rhs")
@@ -86,7 +87,7 @@ CPU = Rates(
     unfolded=1e-10,
     shared=1e-10,
     fresh=4.7e-10,
-    reused=52 * 2**20,
+    reused=48 * 2**20,
 )
 
 # Not measured yet. XLA runs a dilated convolution as a forward one over a zero-stuffed lhs,
@@ -132,9 +133,11 @@ class Choice(NamedTuple):
 
     name: str
     gathered: int = 0  # of "col2im": leading spatial axes in gather form
+    chunks: int = 1  # of the batch, one after the other; not of what is a convolution
 
     def __str__(self) -> str:
-        return self.name + (" with the first axis gathered" if self.gathered else "")
+        gathered = " with the first axis gathered" if self.gathered else ""
+        return self.name + gathered + (f" in {self.chunks} chunks" if self.chunks > 1 else "")
 
 
 class Call(NamedTuple):
@@ -148,6 +151,7 @@ class Call(NamedTuple):
     j: int
     itemsize: int
     flipped: bool  # whether rhs is an explicit reverse of what the user gave
+    alone: bool  # whether one device has all of the batch, so that it may be chunked
 
     @property
     def static(self) -> bool:
@@ -248,11 +252,34 @@ def gemm(at: Call, gathered: int) -> Gemm:
 def candidates(at: Call) -> list[Choice]:
     """Every lowering of the face, in order of preference among equals."""
     gathered = [Choice("col2im", 1)] if len(at.axes) > 1 and not at.depthwise else []
-    return [Choice("dilated"), Choice("col2im"), *gathered, Choice("polyphase")]
+    whole = [Choice("dilated"), Choice("col2im"), *gathered, Choice("polyphase")]
+    chunked = [choice._replace(chunks=_chunks(at, choice)) for choice in whole]
+    return whole + [choice for choice in chunked if choice.chunks > 1]
+
+
+def _chunks(at: Call, choice: Choice) -> int:
+    """How many chunks of the batch bring the intermediates of products down to `CHUNK`."""
+    if not at.alone or not _products(at, choice):
+        return 1
+    largest = CHUNK + at.rhs_bytes  # which is as large in each
+    whole = temp(at, choice)
+    for chunks in range(max(whole // largest, 1), at.n):
+        if at.n % chunks == 0 and temp(at, choice._replace(chunks=chunks)) <= largest:
+            return chunks
+    return at.n if whole > largest else 1
+
+
+def _products(at: Call, choice: Choice) -> bool:
+    """Whether the face is made of products of matrices (see `_col2im`)."""
+    if choice.name == "polyphase":
+        return at.face == "rhs"
+    return choice.name == "col2im" and not at.depthwise
 
 
 def seconds(at: Call, choice: Choice, rates: Rates) -> float:
     """The estimate."""
+    if choice.chunks > 1:
+        return choice.chunks * seconds(*_chunk(at, choice), rates)
     n = len(at.axes)
     strided = any(a.stride > 1 for a in at.axes)
     dilated = any(a.dilation > 1 for a in at.axes)
@@ -305,12 +332,23 @@ def _fresh(size: int, rates: Rates) -> float:
 
 def temp(at: Call, choice: Choice) -> int:
     """Bytes of intermediates, about."""
-    if choice.name == "dilated" or (choice.name == "col2im" and at.depthwise):
-        return 0
-    if choice.name == "polyphase" and at.face != "rhs":
-        # What is interleaved.
-        return at.bytes - at.rhs_bytes if any(a.stride > 1 for a in at.axes) else 0
-    return gemm(at, _gathered(at, choice)).temp
+    if _products(at, choice):
+        part, whole = _chunk(at, choice)
+        return gemm(part, _gathered(part, whole)).temp
+    if choice.name == "polyphase" and any(a.stride > 1 for a in at.axes):
+        return at.bytes - at.rhs_bytes  # what is interleaved
+    return 0
+
+
+def _chunk(at: Call, choice: Choice) -> tuple[Call, Choice]:
+    """One chunk, as a call of its own."""
+    return at._replace(n=at.n // choice.chunks), choice._replace(chunks=1)
+
+
+def _shared(at: Call, choice: Choice) -> int:
+    """Bytes that both gradients make, if both are lowered so; XLA makes them once."""
+    alike = _products(at, choice) and choice.chunks == 1
+    return gemm(at, _gathered(at, choice)).seen if alike else 0
 
 
 def _gathered(at: Call, choice: Choice) -> int:
@@ -364,25 +402,39 @@ def _choose(implementation: str, platform: str, at: Call, together: bool) -> Cho
     rates = RATES.get(platform) or CPU
     faces = FACES[1:] if together and at.face != "out" else (at.face,)
     calls = [_widened(at, rates)._replace(face=face) for face in faces]
+
+    def shared(picks: tuple[Choice, ...]) -> int:
+        return _shared(calls[1], picks[1]) if len(picks) > 1 and len(set(picks)) == 1 else 0
+
     costs = {}
     for picks in itertools.product(*[_fitting(call, implementation, rates) for call in calls]):
         time = sum(seconds(*each, rates) for each in zip(calls, picks, strict=True))
-        if len(set(picks)) < len(picks) and picks[0].name != "dilated" and not at.depthwise:
-            time -= gemm(calls[1], _gathered(calls[1], picks[1])).seen * rates.shared
+        if shared(picks):
+            sizes = [temp(*each) for each in zip(calls, picks, strict=True)]
+            time -= shared(picks) * rates.shared
+            time += _fresh(sum(sizes), rates) - sum([_fresh(size, rates) for size in sizes])
         costs[picks] = time
     # Of those that it can't tell apart: alike, and then those with least intermediates.
     near = [picks for picks, time in costs.items() if time <= rates.trusted * min(costs.values())]
-    alike = rates.shared > 0
-    best = min(near, key=lambda p: (len(set(p)) if alike else 0, sum(map(temp, calls, p))))
+    best = min(near, key=lambda p: (shared(p) * rates.shared == 0, sum(map(temp, calls, p))))
     return best[faces.index(at.face)]
 
 
 def describe(
-    face: str, axes: Axes, *, dtype: Any, flipped: bool, n: Any, g: Any, i: Any, j: Any
+    face: str,
+    axes: Axes,
+    *,
+    dtype: Any,
+    flipped: bool,
+    alone: bool,
+    n: Any,
+    g: Any,
+    i: Any,
+    j: Any,
 ) -> Call:
     """A face with these sizes of its letters; a symbolic n, which all lowerings take, is one."""
     n = n if type(n) is int else 1
-    return Call(face, axes, n, g, i, j, max(jnp.dtype(dtype).itemsize, 1), flipped)
+    return Call(face, axes, n, g, i, j, max(jnp.dtype(dtype).itemsize, 1), flipped, alone)
 
 
 def choose(implementation: str, platform: str, at: Call, together: bool) -> Choice:

@@ -100,7 +100,8 @@ class Kept(parameterized.TestCase):
     def test_caches_are_bounded(self):
         for i in range(10_000):
             axes = (_geometry.Axis(i + 1, 2, 2, 1, 1, 1),)
-            at = _plan.describe("out", axes, dtype=np.float32, flipped=False, n=1, g=1, i=2, j=3)
+            letters = {"n": 1, "g": 1, "i": 2, "j": 3}
+            at = _plan.describe("out", axes, dtype=np.float32, flipped=False, alone=True, **letters)
             _plan.choose("auto", "cpu", at, together=False)
             _spec.cached_describe((1, i + 1, 2), (2, 2, 3), (2,), "SAME", (1,),
                                   _spec.layout(None, 3), False, False, 1, None, None)  # fmt: skip

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import re
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from absl.testing import absltest, parameterized
 from jax import lax
 from jax.test_util import check_grads
 
-from jaxconvt import conv_transpose
+from jaxconvt import _plan, conv_transpose
 from tests import cases, oracle, util
 from tests.cases import case
 
@@ -109,6 +110,34 @@ class OracleTest(parameterized.TestCase):
                 for x in gradients:
                     self.assertEqual(x.dtype, dtype)
                 self.assert_case(c, lhs, rhs, value, gradients)
+
+    @parameterized.product(
+        form=(("col2im", 0), ("col2im", 1), ("polyphase", 0)),
+        chunks=(2, 6),
+        dtype=("float32", "bfloat16", "int8", "bool"),
+    )
+    def test_chunks_of_the_batch(self, form, chunks, dtype):
+        def choose(implementation, platform, at, together):
+            choice = _plan.Choice(*form)
+            return choice._replace(chunks=chunks if _plan._products(at, choice) else 1)
+
+        for c in (
+            case("plain", (6, 4, 3, 2), (3, 2, 2, 3), (2, 3), "SAME"),
+            case("groups", (3, 6, 4, 5), (3, 4, 2, 2), (2, 1), [(2, 3), (1, 0)],
+                 dimension_numbers=("HNCW", "HOIW", "NHWC"), rhs_dilation=(1, 2),
+                 feature_group_count=2),
+        ):  # fmt: skip
+            lhs, rhs = util.operands(c, dtype)
+            run = util.value_and_gradients if jnp.issubdtype(dtype, jnp.inexact) else util.value
+            f = functools.partial(conv_transpose, implementation="auto")
+            with mock.patch.object(_plan, "_choose", choose):
+                lowered = jax.jit(functools.partial(run, f, c)).lower(lhs, rhs)
+            loops = len(lowered.as_text().split("stablehlo.while")) - 1
+            gemms = {"polyphase": [False, False, True]}.get(form[0], [True] * 3)
+            self.assertEqual(loops, sum(gemms if run is util.value_and_gradients else gemms[:1]))
+            value, *gradients = lowered.compile()(lhs, rhs)
+            self.assertEqual({x.dtype for x in (value, *gradients)}, {jnp.dtype(dtype)})
+            self.assert_case(c, lhs, rhs, value, gradients)
 
     @parameterized.product(
         implementation=util.IMPLEMENTATIONS,

@@ -34,9 +34,13 @@ def decided(name, face, platform, together=False):
     lhs, rhs = (np.zeros(x.shape, x.dtype) for x in (call.lhs, call.rhs))
     *_, spec = _spec.read(lhs, rhs, **read)
     asked = _bilinear.letters_of(lhs.shape, rhs.shape, spec)
-    asked |= {"dtype": lhs.dtype, "flipped": False}
+    asked |= {"dtype": lhs.dtype, "flipped": False, "alone": True}
     at = _plan.describe(face, spec.axes, **asked)
     return at, _plan.choose("auto", platform, at, together)
+
+
+def described(face, axes, **letters):
+    return _plan.describe(face, axes, dtype="float32", flipped=False, alone=True, **letters)
 
 
 def modules(call, platforms, implementation="auto"):
@@ -74,8 +78,9 @@ class Decisions(parameterized.TestCase):
     def test_cpu_value_where_xla_loops(self, name):
         self.assertNotEqual(explained(name).choices["value"], "dilated")
 
-    def test_cpu_stride_one_is_a_plain_convolution(self):
-        self.assertEqual(explained("stride1").choices["value"], "dilated")
+    def test_cpu_stride_one_is_not_rearranged_for_nothing(self):
+        # "polyphase" is then the plain convolution that "dilated" is, and the same cost.
+        self.assertNotEqual(explained("stride1").choices["value"], "polyphase")
 
     def test_cpu_few_channels_and_many_taps_are_polyphase(self):
         choices = explained("fcn8s").choices
@@ -117,7 +122,7 @@ class Decisions(parameterized.TestCase):
     def test_memory_decides_where_time_would_not(self):
         # U of all 27 taps is nearly that many times the output, which is larger than lhs.
         axes = (_geometry.Axis(32, 3, 1, 1, 1, 1),) * 3
-        at = _plan.describe("out", axes, dtype="float32", flipped=False, n=4, g=1, i=8, j=16)
+        at = described("out", axes, n=1, g=1, i=8, j=16)
         times = {c: _plan.seconds(at, c, _plan.CPU) for c in _plan.candidates(at)}
         self.assertGreater(_plan.temp(at, _plan.Choice("col2im")), 4 * at.bytes)
         self.assertNotIn(_plan.Choice("col2im"), _plan._fitting(at, "auto", _plan.CPU))
@@ -125,11 +130,11 @@ class Decisions(parameterized.TestCase):
 
     def test_memory_does_not_cost_most_of_the_speed(self):
         # U of this kernel gradient is a little over the limit; XLA's own takes 20 times as long.
-        call = BY_NAME["gan3d"].call(batch=8)
-        self.assertStartsWith(
-            explain(call.lhs, call.rhs, platform="cpu", **call.kwargs).choices["rhs gradient"],
-            "col2im",
-        )
+        axes = (_geometry.Axis(8, 4, 2, 1, 2, 2),) * 3
+        at = described("rhs", axes, n=8, g=1, i=128, j=64)._replace(alone=False)
+        choice = _plan.choose("auto", "cpu", at, False)
+        self.assertEqual(choice.name, "col2im")
+        self.assertGreater(_plan.temp(at, choice), 4 * at.bytes)
 
     @parameterized.named_parameters((layer.name, layer.name) for layer in LAYERS)
     def test_half_precision_is_decided_as_it_is_computed(self, name):
@@ -142,7 +147,7 @@ class Decisions(parameterized.TestCase):
         # One slice or copy for each of 961 taps would take minutes to compile.
         axes = (_geometry.Axis(64, 31, 1, 1, 15, 15),) * 2
         for face in _plan.FACES:
-            at = _plan.describe(face, axes, dtype="float32", flipped=False, n=1, g=64, i=1, j=1)
+            at = described(face, axes, n=1, g=64, i=1, j=1)
             for together in (False, True):
                 choice = _plan.choose("auto", "cpu", at, together)
                 self.assertLessEqual(_plan.pieces(at, choice), _plan.PIECES)
@@ -154,10 +159,11 @@ class Decisions(parameterized.TestCase):
             rates = _plan.RATES[platform]
             total = sum(_plan.seconds(at, choice, rates) for at, choice in pairs)
             at, choice = pairs[1]
-            if choice != pairs[0][1] or choice.name == "dilated" or at.depthwise:
+            if choice != pairs[0][1] or not (shared := _plan._shared(at, choice)):
                 return total
-            gathered = _plan._gathered(at, choice)
-            return total - _plan.gemm(at, gathered).seen * rates.shared
+            sizes = [_plan.temp(at, choice) for at, choice in pairs]
+            total += _plan._fresh(sum(sizes), rates)
+            return total - sum(_plan._fresh(x, rates) for x in sizes) - shared * rates.shared
 
         self.assertLessEqual(cost(True), cost(False) * _plan.RATES[platform].trusted)
 
@@ -179,6 +185,47 @@ class Decisions(parameterized.TestCase):
             if eqn.primitive.name == "conv_transpose" and eqn.params["face"] != "out"
         ]
         self.assertEqual(found, want)
+
+
+class Chunks(parameterized.TestCase):
+    """Of the batch, one after the other, where intermediates of all of it are large."""
+
+    @parameterized.parameters(*_plan.FACES)
+    def test_as_many_as_bring_intermediates_down(self, face):
+        axes = (_geometry.Axis(16, 4, 2, 1, 2, 2),) * 2
+        for n in (1, 7, 64, 96):
+            at = described(face, axes, n=n, g=1, i=256, j=128)
+            for choice in _plan.candidates(at):
+                self.assertEqual(n % choice.chunks, 0)
+                if choice.chunks > 1:
+                    whole, size = (
+                        _plan.temp(at, choice._replace(chunks=chunks))
+                        for chunks in (1, choice.chunks)
+                    )
+                    self.assertGreater(whole - at.rhs_bytes, _plan.CHUNK)
+                    self.assertTrue(size - at.rhs_bytes <= _plan.CHUNK or choice.chunks == n)
+            chunked = [c.name for c in _plan.candidates(at) if c.chunks > 1]
+            gemms = {"col2im", "polyphase"} if face == "rhs" else {"col2im"}
+            self.assertEqual(set(chunked), gemms if n > 1 else set())
+
+    def test_not_of_what_many_devices_may_divide(self):
+        at = decided("dcgan_64", "rhs", "cpu")[0]
+        self.assertNotEmpty([c for c in _plan.candidates(at) if c.chunks > 1])
+        at = at._replace(alone=False)
+        self.assertEmpty([c for c in _plan.candidates(at) if c.chunks > 1])
+
+    def test_a_large_batch_needs_no_more_memory(self):
+        # What the compiler allocates, copies around and inside the loop included.
+        layer = BY_NAME["resnet_decoder"]
+        for batch in (4, 8):  # of four images each; with these it is chunks of several or one
+            call = layer.call(batch=batch)
+            f = functools.partial(jaxconvt.conv_transpose, implementation="auto", **call.kwargs)
+            out = jax.eval_shape(f, call.lhs, call.rhs)
+            step = jax.jit(lambda lhs, rhs, ct, f=f: (f(lhs, rhs), *jax.vjp(f, lhs, rhs)[1](ct)))
+            lowered = step.lower(call.lhs, call.rhs, out)
+            self.assertEqual(lowered.as_text().count("stablehlo.while"), 3)
+            analysis = lowered.compile().memory_analysis()
+            self.assertLess(analysis.temp_size_in_bytes, 2 * _plan.CHUNK)
 
 
 class Platforms(parameterized.TestCase):
