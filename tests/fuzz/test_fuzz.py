@@ -1,6 +1,7 @@
 """Random calls against the oracle and jax.lax, and random bad calls against our own promises."""
 
 import contextlib
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 import jaxconvt
+from jaxconvt import _plan
 from tests import oracle, util
 from tests.fuzz.calls import Call, calls, mutations
 
@@ -35,11 +37,15 @@ def _finite(*arrays):
     return all(np.all(np.isfinite(np.asarray(x, np.complex128))) for x in arrays)
 
 
-@given(call=calls(), implementation=st.sampled_from(jaxconvt.IMPLEMENTATIONS))
-def test_value_and_gradients(call: Call, implementation: str):
+@given(
+    call=calls(),
+    implementation=st.sampled_from(jaxconvt.IMPLEMENTATIONS),
+    chunk=st.sampled_from((_plan.CHUNK, 64)),  # 64 bytes: every batch is taken in chunks
+)
+def test_value_and_gradients(call: Call, implementation: str, chunk: int):
     _forget()
-    note(f"{call} {implementation}")
-    with util.for_dtype(call.dtype):
+    note(f"{call} {implementation} {chunk}")
+    with util.for_dtype(call.dtype), mock.patch.object(_plan, "CHUNK", chunk):
         lhs, rhs = call.operands()
 
         def conv(lhs, rhs, implementation=implementation):
