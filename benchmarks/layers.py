@@ -60,9 +60,9 @@ import numpy as np
 from jax import lax
 
 import jaxconvt
-from jaxconvt import _spec
-from jaxconvt.__main__ import machine
+from jaxconvt.__main__ import machine, program
 from jaxconvt._dilated import flip_and_swap
+from jaxconvt._explain import read
 from jaxconvt._layers import BY_NAME, LAYERS, Call, Layer
 from jaxconvt._spec import Spec
 
@@ -93,28 +93,6 @@ SETTLE = 0.002  # seconds that torch's threads may go on spinning after a call
 
 
 # The functions
-
-
-def specification(call: Call) -> Spec:
-    """What `call` means, in numbers."""
-    kwargs = {
-        "rhs_dilation": None,
-        "dimension_numbers": None,
-        "transpose_kernel": False,
-        "use_consistent_padding": False,
-        "feature_group_count": 1,
-        "output_padding": None,
-        "output_shape": None,
-        **call.kwargs,
-    }
-    specs: list[Spec] = []
-
-    def trace(lhs: Any, rhs: Any) -> Any:
-        specs.append(_spec.read(lhs, rhs, **kwargs)[2])
-        return lhs
-
-    jax.eval_shape(trace, call.lhs, call.rhs)
-    return specs[0]
 
 
 def by_hand(spec: Spec, stuffed: bool, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
@@ -370,11 +348,6 @@ def of_mode(results: Sequence[Any], mode: str) -> list[Any]:
     return list(results) if mode == "step" else [results[MODES.index(mode)]]
 
 
-def program(lowered: Any) -> str:
-    """The program that XLA gets, less its name."""
-    return re.sub(r"^module @\S+", "", lowered.as_text())
-
-
 def measure(layer: Layer, variant: str, with_torch: bool, budget: float) -> Row:
     """One row of a table."""
     on_gpu = jax.default_backend() != "cpu"
@@ -386,13 +359,14 @@ def measure(layer: Layer, variant: str, with_torch: bool, budget: float) -> Row:
         call = layer.call(**options)
         if kernel:
             # As channels are laid out in the kernel of the forward convolution.
-            o, i = specification(call).dimension_numbers.rhs_spec[:2]
+            spec = read(call.lhs, call.rhs, **call.kwargs)[2]
+            o, i = spec.dimension_numbers.rhs_spec[:2]
             g = call.kwargs.get("feature_group_count", 1)
             shape = list(call.rhs.shape)
             shape[o], shape[i] = call.rhs.shape[i] * g, call.rhs.shape[o] // g
             rhs = jax.ShapeDtypeStruct(tuple(shape), call.rhs.dtype)
             call = Call(call.lhs, rhs, {**call.kwargs, "transpose_kernel": True})
-        return call, specification(call)
+        return call, read(call.lhs, call.rhs, **call.kwargs)[2]
 
     # What is expected: jax.lax's results in float32, for one batch.
     once, spec = call_of(**{**options, "batch": 1, "dtype": "float32"})
@@ -608,11 +582,15 @@ def cores() -> int:
 
 
 def processor() -> str:
-    """The CPU's name."""
+    """The CPU's name, and the widest vectors that it says it has: names alone may hide a lot."""
     try:
         with open("/proc/cpuinfo") as file:
-            return next(x.split(":")[1].strip() for x in file if x.startswith("model name"))
-    except (OSError, StopIteration):
+            pairs = [line.split(":", 1) for line in file if ":" in line]
+        about = {key.strip(): value.strip() for key, value in pairs}
+        flags = about.get("flags", "").split()
+        vectors = [name for name in ("avx512f", "avx2") if name in flags][:1]
+        return ", ".join([about["model name"], *vectors])
+    except (OSError, KeyError):
         import platform
 
         return platform.processor() or platform.machine()

@@ -72,21 +72,26 @@ def explain(*args: Any, platform: str | None = None, **kwargs: Any) -> Explanati
     platform = _plan.platform_of(platform or jax.default_backend())
     if asked:
         _spec.choice("platform", platform, tuple(_plan.RATES))
+    lhs, rhs, spec, arguments = read(*args, **kwargs)
+    precision, dtype = (arguments[k] for k in ("precision", "preferred_element_type"))
+    _spec.check_numerics(lhs.dtype, precision, dtype)
+    _spec.choice("implementation", arguments["implementation"], _plan.IMPLEMENTATIONS)
+    return _explanation(platform, lhs, rhs, spec, lhs.dtype if dtype is None else dtype)
+
+
+def read(*args: Any, **kwargs: Any) -> tuple[Array, Array, Spec, dict[str, Any]]:
+    """Operands, `Spec` and all arguments of a call, for which shapes and dtypes are enough."""
     call = inspect.signature(conv_transpose).bind(*args, **kwargs)
     call.apply_defaults()
-    read = list(inspect.signature(_spec.read).parameters)[2:]
+    names = list(inspect.signature(_spec.read).parameters)[2:]
     seen: list[tuple[Array, Array, Spec]] = []
 
     def trace(lhs: Array, rhs: Array) -> Array:
-        seen.append(_spec.read(lhs, rhs, **{name: call.arguments[name] for name in read}))
+        seen.append(_spec.read(lhs, rhs, **{name: call.arguments[name] for name in names}))
         return lhs
 
     jax.eval_shape(trace, call.arguments["lhs"], call.arguments["rhs"])
-    lhs, rhs, spec = seen[0]
-    precision, dtype = (call.arguments[k] for k in ("precision", "preferred_element_type"))
-    _spec.check_numerics(lhs.dtype, precision, dtype)
-    _spec.choice("implementation", call.arguments["implementation"], _plan.IMPLEMENTATIONS)
-    return _explanation(platform, lhs, rhs, spec, lhs.dtype if dtype is None else dtype)
+    return *seen[0], call.arguments
 
 
 def _explanation(platform: str, lhs: Array, rhs: Array, spec: Spec, dtype: Any) -> Explanation:

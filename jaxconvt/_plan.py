@@ -379,8 +379,8 @@ def _widened(at: Call, rates: Rates) -> Call:
     return at._replace(itemsize=max(at.itemsize, rates.width))
 
 
-def _fitting(at: Call, implementation: str, rates: Rates) -> list[Choice]:
-    """Those whose intermediates and program fit.
+def _fitting(at: Call, implementation: str, rates: Rates) -> dict[Choice, float]:
+    """Those whose intermediates and program fit, with their estimates.
 
     Intermediates of four times the operands and the result fit, or more where that would cost
     more than half of the speed.
@@ -389,10 +389,12 @@ def _fitting(at: Call, implementation: str, rates: Rates) -> list[Choice]:
     compiled = [c for c in allowed if pieces(at, c) <= PIECES] or allowed
     times = {choice: seconds(at, choice, rates) for choice in compiled}
     for limit in (4, 8, 16):
-        fitting = [c for c in compiled if temp(at, c) <= max(limit * at.bytes, SMALL)]
-        if fitting and min(times[c] for c in fitting) <= 2 * min(times.values()):
+        allowance = max(limit * at.bytes, SMALL)
+        fitting = {c: time for c, time in times.items() if temp(at, c) <= allowance}
+        if fitting and min(fitting.values()) <= 2 * min(times.values()):
             return fitting
-    return fitting or [min(compiled, key=lambda choice: temp(at, choice))]
+    least = min(times, key=lambda choice: temp(at, choice))
+    return fitting or {least: times[least]}
 
 
 @lru_cache(maxsize=4096)
@@ -406,9 +408,10 @@ def _choose(implementation: str, platform: str, at: Call, together: bool) -> Cho
     def shared(picks: tuple[Choice, ...]) -> int:
         return _shared(calls[1], picks[1]) if len(picks) > 1 and len(set(picks)) == 1 else 0
 
+    times = [_fitting(call, implementation, rates) for call in calls]
     costs = {}
-    for picks in itertools.product(*[_fitting(call, implementation, rates) for call in calls]):
-        time = sum(seconds(*each, rates) for each in zip(calls, picks, strict=True))
+    for picks in itertools.product(*times):
+        time = sum([of[pick] for of, pick in zip(times, picks, strict=True)])
         if shared(picks):
             sizes = [temp(*each) for each in zip(calls, picks, strict=True)]
             time -= shared(picks) * rates.shared

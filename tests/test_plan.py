@@ -1,7 +1,6 @@
 """What "auto" decides, for whom, and how it says so."""
 
 import functools
-import inspect
 import re
 
 import jax
@@ -11,7 +10,7 @@ from absl.testing import absltest, parameterized
 from jax import export
 
 import jaxconvt
-from jaxconvt import _bilinear, _geometry, _plan, _spec, explain
+from jaxconvt import _bilinear, _explain, _geometry, _plan, explain
 from jaxconvt._layers import LAYERS
 from tests import util
 
@@ -27,12 +26,7 @@ def explained(name, platform="cpu", **kwargs):
 def decided(name, face, platform, together=False):
     """The `_plan.Call` of one face of a layer, and what auto picks for it."""
     call = BY_NAME[name].call()
-    names = list(inspect.signature(_spec.read).parameters)[2:]
-    bound = inspect.signature(jaxconvt.conv_transpose).bind(call.lhs, call.rhs, **call.kwargs)
-    bound.apply_defaults()
-    read = {name: bound.arguments[name] for name in names}
-    lhs, rhs = (np.zeros(x.shape, x.dtype) for x in (call.lhs, call.rhs))
-    *_, spec = _spec.read(lhs, rhs, **read)
+    lhs, rhs, spec, _ = _explain.read(call.lhs, call.rhs, **call.kwargs)
     asked = _bilinear.letters_of(lhs.shape, rhs.shape, spec)
     asked |= {"dtype": lhs.dtype, "flipped": False, "alone": True}
     at = _plan.describe(face, spec.axes, **asked)
