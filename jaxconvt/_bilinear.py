@@ -89,13 +89,17 @@ def obstacle(lhs: Array, rhs: Array, spec: Spec) -> str:
     return ""
 
 
-def _explicit(*arrays: Array) -> bool:
-    """Whether the mesh of any has axes of type Explicit: types may then say how it is sharded.
+def _explicit(*arrays: Array) -> tuple[str, ...]:
+    """Those axes of the arrays' mesh, if any, by which types may say how they are sharded.
 
-    Not whether this one does: `jax.vmap` hides the axes that it maps over.
+    Not whether they do: `jax.vmap` hides the axes that it maps over.
     """
-    meshes = [getattr(getattr(_aval(x), "sharding", None), "mesh", None) for x in arrays]
-    return any("Explicit" in str(getattr(mesh, "axis_types", ())) for mesh in meshes)
+    for x in arrays:
+        mesh = getattr(getattr(_aval(x), "sharding", None), "mesh", None)
+        named = zip(getattr(mesh, "axis_names", ()), getattr(mesh, "axis_types", None) or ())
+        if axes := tuple([name for name, type_ in named if "Explicit" in str(type_)]):
+            return axes
+    return ()
 
 
 def _jit_disabled() -> bool:
@@ -141,7 +145,9 @@ def conv(
         default = partial(_dilated.conv, spec=spec, **out_sharding)
         (like,) = jax.make_jaxpr(default)(lhs, rhs).out_avals
         inside = jax.sharding.auto_axes(
-            lambda lhs, rhs: _conv(lhs, rhs, *arguments), out_sharding=like.sharding
+            lambda lhs, rhs: _conv(lhs, rhs, *arguments),
+            axes=_explicit(lhs, rhs) or None,
+            out_sharding=like.sharding,
         )
         out = inside(lhs, rhs)
     else:

@@ -9,6 +9,7 @@ import collections
 import functools
 import math
 import re
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from jax import export, lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxconvt import IMPLEMENTATIONS, conv_transpose
+from jaxconvt import IMPLEMENTATIONS, _plan, conv_transpose
 from tests import util
 
 LHS, RHS = util.random("lhs", (8, 32, 8, 8)), util.random("rhs", (4, 3, 8, 16))
@@ -161,6 +162,16 @@ class ShardedTest(parameterized.TestCase):
         alone = functools.partial(lax.conv_transpose, strides=(2, 2), padding="VALID")
         assert_close(jax.jit(step(f))(lhs, rhs), step(alone)(lhs, rhs))
 
+    def test_batch_is_in_chunks_on_one_device_alone(self):
+        def choose(implementation, platform, at, together):
+            return _plan.Choice("col2im", chunks=2 if at.alone else 1)
+
+        with mock.patch.object(_plan, "_choose", choose):
+            f = jax.jit(function("auto"))
+            divided = jax.device_put((LHS, RHS), (sharding(P("ab")), sharding(P())))
+            loops = ["while" in f.lower(*x).as_text() for x in ((LHS, RHS), divided)]
+        self.assertEqual(loops, [True, False])
+
     @EVERY
     def test_groups(self, implementation):
         # Divided groups concern nobody else, unless XLA's grouped convolutions are used.
@@ -268,6 +279,15 @@ class ExplicitTest(parameterized.TestCase):
             for x in got[:2]:
                 self.assertEqual(jax.typeof(x).sharding.spec, P("a", None, None, None))
         assert_close(got, one_device(implementation)[0])
+
+    @EVERY
+    def test_inside_a_shard_map_over_some_axes(self, implementation):
+        # The value: there JAX has no gradients through `jax.sharding.auto_axes` as yet.
+        with jax.set_mesh(mesh(*[jax.sharding.AxisType.Explicit] * 2)):
+            operands = jax.device_put(LHS, P("a")), jax.device_put(RHS, P())
+            over = {"in_specs": (P("a"), P()), "out_specs": P("a"), "axis_names": {"a"}}
+            got = jax.jit(jax.shard_map(function(implementation), **over))(*operands)
+        assert_close([got], one_device(implementation)[0])
 
     @EVERY
     def test_ambiguous(self, implementation):
