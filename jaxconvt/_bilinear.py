@@ -96,7 +96,8 @@ def _explicit(*arrays: Array) -> tuple[str, ...]:
     """
     for x in arrays:
         mesh = getattr(getattr(_aval(x), "sharding", None), "mesh", None)
-        named = zip(getattr(mesh, "axis_names", ()), getattr(mesh, "axis_types", None) or ())
+        types = getattr(mesh, "axis_types", None) or ()  # of JAX 0.5, one for several axes
+        named = zip(getattr(mesh, "axis_names", ()), types, strict=False)
         if axes := tuple([name for name, type_ in named if "Explicit" in str(type_)]):
             return axes
     return ()
