@@ -262,11 +262,16 @@ def _chunks(at: Call, choice: Choice) -> int:
     if not at.alone or not _products(at, choice):
         return 1
     largest = CHUNK + at.rhs_bytes  # which is as large in each
-    whole = temp(at, choice)
-    for chunks in range(max(whole // largest, 1), at.n):
-        if at.n % chunks == 0 and temp(at, choice._replace(chunks=chunks)) <= largest:
+    for chunks in _divisors(at.n):
+        if temp(at, choice._replace(chunks=chunks)) <= largest:
             return chunks
-    return at.n if whole > largest else 1
+    return at.n
+
+
+@lru_cache(maxsize=64)
+def _divisors(n: int) -> list[int]:
+    small = [i for i in range(1, math.isqrt(n) + 1) if n % i == 0]
+    return sorted({*small, *[n // i for i in small]})
 
 
 def _products(at: Call, choice: Choice) -> bool:
