@@ -1,14 +1,14 @@
 """The default lowering: one `lax.conv_general_dilated` over the stride-dilated lhs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from jax import lax
 
-from jaxconvt._geometry import Axes
+from jaxconvt._geometry import Axes, dilate
 from jaxconvt._spec import Array, Spec
-from jaxconvt._views import Numerics, back
+from jaxconvt._views import Numerics, back, pad
 
 
 def flip_and_swap(rhs: Array, spec: Spec) -> Array:
@@ -87,18 +87,46 @@ _eager: Callable[..., jax.Array] = jax.jit(_conv, static_argnums=(2, 3, 4), inli
 
 def value(lhs: jax.Array, rhs: jax.Array, axes: Axes, how: Numerics) -> jax.Array:
     """[n, a.., i], [b.., i, j] -> [n, p.., j], computed as `how` says."""
-    n = len(axes)
+    pads, dilation = [(a.lo, a.hi) for a in axes], [a.dilation for a in axes]
+    return convolve(lhs, rhs, pads, how, [a.stride for a in axes], dilation)
+
+
+def convolve(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    pads: list[tuple[int, int]],
+    how: Numerics,
+    lhs_dilation: Sequence[int],
+    rhs_dilation: Sequence[int],
+) -> jax.Array:
+    """[n, a.., i], [b.., i, j] -> [n, p.., j], a convolution of stride 1, channels last.
+
+    XLA's CPU backend (of jaxlib 0.10 and 0.12 at least) reads beyond its arrays where a lhs
+    that is not dilated is cropped at the low end and padded at the high one, here or in the
+    transpose, which pads by `e-1-lo` and `e-1-hi`. So that is done by hand.
+    """
+    n = len(pads)
+    pads, left_out = list(pads), [0] * n
+    for at, (lo, hi) in enumerate(pads):
+        e = dilate(rhs.shape[at], rhs_dilation[at])
+        if lhs_dilation[at] == 1 and lo < 0:
+            lhs, pads[at] = pad(lhs, 1 + at, lo, hi), (0, 0)
+        elif lo >= e:
+            left_out[at], pads[at] = lo - (e - 1), (e - 1, hi)
     channels_last = (0, n + 1, *range(1, n + 1))
-    return lax.conv_general_dilated(
+    out = lax.conv_general_dilated(
         lhs,
         rhs,
         (1,) * n,
-        [(a.lo, a.hi) for a in axes],
-        [a.stride for a in axes],
-        [a.dilation for a in axes],
+        pads,
+        lhs_dilation,
+        rhs_dilation,
         lax.ConvDimensionNumbers(channels_last, (n + 1, n, *range(n)), channels_last),
         **how._asdict(),
     )
+    for at, zeros in enumerate(left_out):
+        out = pad(out, 1 + at, zeros, 0) if zeros else out
+    return out
 
 
 def grad_lhs(ct: jax.Array, rhs: jax.Array, axes: Axes, how: Numerics) -> jax.Array:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxconvt import _col2im
+from jaxconvt import _col2im, _dilated
 from jaxconvt import _views as views
 from jaxconvt._geometry import Axes, rows
 from jaxconvt._views import Group, Numerics
@@ -59,16 +59,5 @@ def _conv(lhs: jax.Array, kernel: jax.Array, axes: Axes, group: Group, how: Nume
     for axis, (_, shifts, _) in zip(axes, group, strict=True):
         pads.append((shifts[0], rows(axis) - axis.size - shifts[-1]))
         steps.append(shifts[0] - shifts[1] if len(shifts) > 1 else 1)
-    channels_last = (0, n + 1, *range(1, n + 1))
-    out = lax.conv_general_dilated(
-        lhs,
-        kernel,
-        (1,) * n,
-        pads,
-        rhs_dilation=steps,
-        dimension_numbers=lax.ConvDimensionNumbers(
-            channels_last, (n + 1, n, *range(n)), channels_last
-        ),
-        **how._asdict(),
-    )
+    out = _dilated.convolve(lhs, kernel, pads, how, (1,) * n, steps)
     return jnp.moveaxis(lax.reshape(out, (*out.shape[: n + 1], *features)), n + 1, -1)

@@ -112,11 +112,12 @@ def assert_bits(got, want, name=""):
         raise AssertionError(f"{name}: differs from\n{want}\nin\n{got}")
 
 
-def assert_close(got, want, scale, terms, name=""):
+def assert_close(got, want, scale, terms, name="", summed_wide=True):
     """`got` is `want`, an exact result of the oracle, but for the rounding of its dtype.
 
     `scale` is the result for the absolute values of the operands, and `terms` bounds the
-    number of products in a sum; sums are in float32 at least, their errors independent.
+    number of products in a sum; sums are in float32 at least (if `summed_wide`, otherwise in
+    the dtype of the result, as XLA's may be on some CPUs), their errors independent.
     """
     got = np.asarray(got)
     if got.shape != want.shape:
@@ -130,7 +131,8 @@ def assert_close(got, want, scale, terms, name=""):
             raise AssertionError(f"{name}: {got} is not {want.astype(got.dtype)}")
         return
     eps = float(jnp.finfo(got.dtype).eps)
-    bound = eps * np.abs(want) + min(eps, 2.0**-23) * 4 * (terms**0.5 + 1) * scale
+    summed = min(eps, 2.0**-23) if summed_wide else eps
+    bound = eps * np.abs(want) + summed * 4 * (terms**0.5 + 1) * scale
     bound += float(jnp.finfo(got.dtype).smallest_subnormal)
     wide = got.astype(np.complex128 if got.dtype.kind == "c" else np.float64)
     error = np.abs(wide - want)

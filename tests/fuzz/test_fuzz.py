@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given, note
 from hypothesis import strategies as st
-from jax import lax
 
 import jaxconvt
 from jaxconvt import _plan
@@ -33,8 +32,17 @@ def _terms(call):
     return int(np.prod(call.rhs)) + int(np.prod(call.lhs)) + 1
 
 
-def _finite(*arrays):
-    return all(np.all(np.isfinite(np.asarray(x, np.complex128))) for x in arrays)
+def _xla_misreads(call):
+    """Whether XLA's CPU backend may read beyond its arrays (see `_dilated.convolve`).
+
+    The default has it from jax.lax; there is no bit to hold it to.
+    """
+    strides, pads = list(call.kwargs["strides"]), call.kwargs["padding"]
+    if isinstance(pads, str) or any(isinstance(pad, str) for pad in pads):
+        return False
+    if call.kwargs["use_consistent_padding"]:
+        return any(stride == 1 for stride in strides)
+    return any(s == 1 and lo < 0 for s, (lo, _) in zip(strides, pads, strict=True))
 
 
 @given(
@@ -62,9 +70,9 @@ def test_value_and_gradients(call: Call, implementation: str, chunk: int):
                 util.assert_close(out, exact, scale, _terms(call), "value")
             return
         out, transpose = jax.vjp(conv, lhs, rhs)
-        if not (implementation == "dilated" and call.dtype in ("bfloat16", "float16")):
-            # XLA may sum those in themselves: that is held to jax.lax below, to the bit.
-            util.assert_close(out, exact, scale, _terms(call), "value")
+        wide = implementation != "dilated"
+        if wide or not _xla_misreads(call):
+            util.assert_close(out, exact, scale, _terms(call), "value", wide)
         ct = util.cotangent(out.shape, out.dtype)
         grads = transpose(jnp.asarray(ct))
         if implementation != "dilated":
@@ -77,6 +85,10 @@ def test_value_and_gradients(call: Call, implementation: str, chunk: int):
                 util.assert_close(got, want, scale, terms, f"{name} gradient")
 
 
+_PLAIN = {"implementation": "dilated", "out_sharding": None, "feature_group_count": 1,
+          "output_padding": None, "output_shape": None}  # fmt: skip
+# With pairs jax.lax takes strides of 2.0, and no strides at all for ones.
+_STRICTER = ("must hold integers", "strides must be a sequence of")
 _BEYOND = ("feature_group_count", "output_padding", "output_shape")
 
 
@@ -84,6 +96,8 @@ _BEYOND = ("feature_group_count", "output_padding", "output_shape")
 def test_default_is_jax_lax_to_the_bit(call: Call):
     _forget()
     note(f"{call}")
+    if _xla_misreads(call):
+        return
     with util.for_dtype(call.dtype):
         lhs, rhs = call.operands()
         kwargs = dict(call.kwargs)
@@ -101,22 +115,26 @@ def test_default_is_jax_lax_to_the_bit(call: Call):
 def test_bad_calls(arguments):
     _forget()
     note(f"{arguments}")
+    beyond = {"implementation", "out_sharding", *_BEYOND}
+    kwargs = {name: value for name, value in arguments.items() if name not in beyond}
+    given = [(arguments.get(name, value), value) for name, value in _PLAIN.items()]
+    plain = all(type(x) is type(value) and x == value for x, value in given)
     try:
-        ours = jaxconvt.conv_transpose(**arguments)
-        jax.block_until_ready(ours)
+        ours = jax.block_until_ready(jaxconvt.conv_transpose(**arguments))
     except (ValueError, TypeError) as error:
         text = str(error)
-        names = [*arguments, "lhs", "rhs", "missing a required argument", "missing"]
-        assert any(name in text for name in names), text
+        # All our messages begin with the name of an argument, but Python's own.
+        names = (*arguments, "missing a required argument", "conv_transpose() missing")
+        assert text.startswith(names), text
         assert "Traced<" not in text and "verifier" not in text and "%" not in text, text
-        return
-    kwargs = {k: v for k, v in arguments.items() if k not in ("implementation", "out_sharding")}
-    if any(kwargs.pop(name, None) not in (None, 1) for name in _BEYOND):
-        return
-    if arguments.get("implementation", "dilated") != "dilated":
+        if plain and not any(words in text for words in _STRICTER):
+            theirs = None
+            with contextlib.suppress(Exception):
+                theirs = util.reference(**kwargs)
+            assert theirs is None, f"jax.lax takes it: {text}"
         return
     theirs = None
     with contextlib.suppress(Exception):
-        theirs = lax.conv_transpose(**kwargs)
-    if theirs is not None:
+        theirs = util.reference(**kwargs)
+    if plain and theirs is not None:
         util.assert_bits(ours, theirs)
