@@ -60,7 +60,7 @@ import numpy as np
 from jax import lax
 
 import jaxconvt
-from jaxconvt.__main__ import machine, program
+from jaxconvt.__main__ import TOLERANCES, cores, machine, program
 from jaxconvt._dilated import flip_and_swap
 from jaxconvt._explain import read
 from jaxconvt._layers import BY_NAME, LAYERS, Call, Layer
@@ -82,10 +82,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     f"batch{BATCH}": {"batch": BATCH},
 }
 KERNEL = " transpose_kernel"  # the end of the names of tables measured with it
-
-# Largest error, of the largest magnitude expected. On GPU float32 is multiplied as TF32.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
-TOLERANCE_GPU = {"float32": 1e-2, "bfloat16": 3e-2}
 
 SLOW, VERY_SLOW = 0.3, 1.0  # seconds: timed twice, the first call included if very slow
 ROUNDS = range(5, 61)  # of calls that are not slow
@@ -396,7 +392,7 @@ def measure(layer: Layer, variant: str, with_torch: bool, budget: float) -> Row:
     fs = functions(call, spec)
     operands = [jnp.asarray(a, dtype) for a in arrays]
     size = sum(math.prod(a.shape) for a in arrays) * call.lhs.dtype.itemsize
-    tolerance = (TOLERANCE_GPU if on_gpu else TOLERANCE)[dtype]
+    tolerance = TOLERANCES[dtype][on_gpu]
     row: Row = {
         "layer": layer.name,
         "lhs": call.lhs.shape,
@@ -577,18 +573,14 @@ def line(row: Row, mode: str) -> str:
 # Machines
 
 
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def processor() -> str:
-    """The CPU's name, and the widest vectors that it says it has: names alone may hide a lot."""
+    """The CPU's name, and the most that it says it has of vectors: names alone may hide a lot."""
     try:
         with open("/proc/cpuinfo") as file:
             pairs = [line.split(":", 1) for line in file if ":" in line]
         about = {key.strip(): value.strip() for key, value in pairs}
         flags = about.get("flags", "").split()
-        vectors = [name for name in ("avx512f", "avx2") if name in flags][:1]
+        vectors = [name for name in ("amx_bf16", "avx512f", "avx2") if name in flags][:1]
         return ", ".join([about["model name"], *vectors])
     except (OSError, KeyError):
         import platform
@@ -597,7 +589,7 @@ def processor() -> str:
 
 
 def describe_machine(torch_version: str) -> dict[str, Any]:
-    about = {**machine(), "cpu": processor(), "cores": cores()}
+    about = {**machine(), "cpu": processor()}
     if torch_version:
         about["torch"] = torch_version
     about["date"] = datetime.date.today().isoformat()

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 import sys
 import time
@@ -47,12 +48,7 @@ TOLERANCES = {
 DTYPES = tuple(TOLERANCES)
 
 # How the report writes what `jaxconvt.explain` says.
-SHORT = {
-    "dilated": "d",
-    "col2im": "c",
-    "col2im with the first axis gathered": "c+",
-    "polyphase": "p",
-}
+SHORT = {"dilated": "d", "col2im": "c", "polyphase": "p"}
 
 # Seconds of calls to each function that is timed: what takes longer is called once. What
 # is the same program as jax.lax's is not timed, and if that is slow to compile and call, not
@@ -212,6 +208,11 @@ def speedup(seconds: Seconds, name: str) -> float:
     return reference / own if reference and own else 1.0
 
 
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     device = jax.devices()[0]
@@ -221,7 +222,7 @@ def machine() -> dict[str, Any]:
         "jaxlib": jaxlib_version,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "backend": jax.default_backend(),
         "device": device.device_kind,
         "devices": jax.device_count(),
@@ -238,7 +239,7 @@ auto      by how much it is faster, and its largest difference from jax.lax, of 
           magnitude in the array (up to {tolerance(dtype):.0e} counts as equal)
 picks     auto's, for value, lhs gradient and rhs gradient:
           {letters};
-          /4 in 4 chunks of the batch
+          + for each axis that is gathered first, /4 in 4 chunks of the batch
 =         the same program as jax.lax's
 
 """
@@ -282,8 +283,14 @@ def line(row: dict[str, Any]) -> str:
 
 def short(choice: str) -> str:
     """A lowering's name as the report writes it."""
-    name, _, chunks = choice.removesuffix(" chunks").partition(" in ")
-    return SHORT.get(name, name) + (f"/{chunks}" if chunks else "")
+    name, _, form = choice.partition(" ")
+    gathered = re.search(r"first (?:(\d+) axes|axis) gathered", form)
+    chunks = re.search(r"in (\d+) chunks", form)
+    return (
+        SHORT.get(name, name)
+        + "+" * (int(gathered[1] or 1) if gathered else 0)
+        + (f"/{chunks[1]}" if chunks else "")
+    )
 
 
 def agrees(row: dict[str, Any]) -> bool:

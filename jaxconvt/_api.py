@@ -127,10 +127,9 @@ def conv_transpose(
         output_padding,
         output_shape,
     )
-    if isinstance(precision, list):
-        precision = tuple(precision)
     if precision is not None or preferred_element_type is not None:
-        _spec.check_numerics(lhs.dtype, precision, preferred_element_type)
+        numerics = _spec.numerics(lhs.dtype, precision, preferred_element_type)
+        precision, preferred_element_type = numerics
     _spec.choice("implementation", implementation, IMPLEMENTATIONS)
     sharding = {} if out_sharding is None else {"out_sharding": out_sharding}
     if sharding and not _HAS_OUT_SHARDING:

@@ -232,10 +232,13 @@ def compute(
     common, total = summed_in(x.dtype, y.dtype, dtype)
     at = _plan.describe(face, axes, dtype=common, flipped=flipped, alone=alone, **letters)
     choice = _plan.choose(implementation, platform, at, together)
+    convolution = not _plan.products(at, choice) and not (at.depthwise and choice.name == "col2im")
+    if convolution and platform != "cpu" and x.dtype == y.dtype == dtype != jnp.bool_:
+        # As jax.lax makes it: what multiplies narrow numbers there sums them in wider ones.
+        common = total = x.dtype
     how = Numerics(precision, total)
-
     with jax.default_matmul_precision(default_precision):
-        return _run(choice, face, x.astype(common), y.astype(common), axes, how, dtype, letters)
+        return _run(choice, at, x.astype(common), y.astype(common), how, dtype)
 
 
 def summed_in(x: Any, y: Any, dtype: Any) -> tuple[Any, Any]:
@@ -265,33 +268,27 @@ def _wider(*dtypes: Any) -> Any:
 
 
 def _run(
-    choice: Choice,
-    face: str,
-    x: jax.Array,
-    y: jax.Array,
-    axes: Axes,
-    how: Numerics,
-    dtype: Any,
-    letters: dict[str, Any],
+    choice: Choice, call: _plan.Call, x: jax.Array, y: jax.Array, how: Numerics, dtype: Any
 ) -> jax.Array:
-    result: jax.Array
-    if choice.name == "col2im" and letters["g"] > 1 and letters["i"] == 1:
-        return _cast(getattr(_depthwise, _FUNCTIONS[face])(x, y, axes, how), dtype)
-    function = partial(getattr(_MODULES[choice.name], _FUNCTIONS[face]), axes=axes, how=how)
+    face = call.face
+    if choice.name == "col2im" and call.depthwise:
+        return _cast(getattr(_depthwise, _FUNCTIONS[face])(x, y, call.axes, how), dtype)
+    function = partial(getattr(_MODULES[choice.name], _FUNCTIONS[face]), axes=call.axes, how=how)
     if choice.gathered:
         function = partial(function, gathered=choice.gathered)
     at = [-len(LETTERS[array]) for array in (*OPERANDS[face], face)]  # of the group axis
-    if letters["g"] == 1:
+    if call.g == 1:
         x, y = jnp.squeeze(x, at[0]), jnp.squeeze(y, at[1])
     else:
         function = jax.vmap(function, (at[0], at[1]), at[2])
+    result: jax.Array
     if choice.chunks == 1:
         result = _cast(function(x, y), dtype)
     elif face == "rhs":
         result = _cast(_summed(function, choice.chunks, x, y), dtype)
     else:
         result = _joined(lambda part: _cast(function(part, y), dtype), choice.chunks, x)
-    return jnp.expand_dims(result, at[2]) if letters["g"] == 1 else result
+    return jnp.expand_dims(result, at[2]) if call.g == 1 else result
 
 
 def _cast(x: jax.Array, dtype: Any) -> jax.Array:
@@ -352,7 +349,7 @@ def _program(x: jax.Array, y: jax.Array, params: tuple[tuple[str, Any], ...]) ->
 
 def _abstract(x: Any, y: Any, *, face: str, axes: Axes, dtype: Any, **_: Any) -> Any:
     shape = shape_of(face, axes, **_letters(face, x, y, axes))
-    weak = face == "out" and x.weak_type and y.weak_type and x.dtype == dtype
+    weak = face == "out" and x.weak_type and y.weak_type
     # All arrays have the same rank; `update` keeps whatever else this JAX has in its types.
     return x.update(shape=shape, dtype=jnp.dtype(dtype), weak_type=weak)
 

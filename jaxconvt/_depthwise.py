@@ -30,7 +30,7 @@ def value(lhs: jax.Array, rhs: jax.Array, axes: Axes, how: Numerics) -> jax.Arra
     for group in views.groups(axes, n):
         kernel = views.kernel(rhs, axes, group)
         terms = [
-            jnp.expand_dims(_shift(lhs, axes, qs), _phases(n)) * kernel[index][0]
+            jnp.expand_dims(_shift(lhs, axes, qs), _phases(n)) * _tap(kernel, index)
             for index, qs in _shifts(group)
         ]
         view = partial(views.seen, axes=axes, group=group)
@@ -48,7 +48,7 @@ def grad_lhs(ct: jax.Array, rhs: jax.Array, axes: Axes, how: Numerics) -> jax.Ar
     for group in views.groups(axes, n):
         kernel, seen = views.kernel(rhs, axes, group), views.seen(ct, axes, group)
         for index, qs in _shifts(group):
-            products = jnp.sum(seen * kernel[index][0], axis=_phases(n))
+            products = jnp.sum(seen * _tap(kernel, index), axis=_phases(n))
             terms.append(_shift(products, axes, qs, back=True))
     lhs = sum(terms[1:], terms[0])
     return jnp.sum(lhs.reshape(*lhs.shape[:-1], g, j), axis=-1, keepdims=True)
@@ -90,6 +90,11 @@ def _shifts(group: Group) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         (tuple([index for index, _ in chosen]), tuple([q for _, q in chosen]))
         for chosen in itertools.product(*by_axis)
     ]
+
+
+def _tap(kernel: jax.Array, index: tuple[int, ...]) -> jax.Array:
+    """[q.., 1, r.., c] -> [1, 1.., r.., c], at one choice of shifts."""
+    return jnp.expand_dims(kernel[index], tuple(range(len(index))))
 
 
 def _shift(x: jax.Array, axes: Axes, qs: tuple[int, ...], back: bool = False) -> jax.Array:

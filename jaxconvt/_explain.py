@@ -21,7 +21,7 @@ class Explanation:
     "rhs gradient" to the names of the lowerings picked (of both gradients taken together, as
     in training, which share work; one alone may get another), `estimates` maps each of them to
     the estimated seconds of every lowering (it is empty where nothing is estimated), and
-    `reason` is a sentence. "col2im with the first axis gathered" and "col2im in 4 chunks" (of
+    `reason` says why. "col2im with the first axis gathered" and "col2im in 4 chunks" (of
     the batch) are forms of "col2im", by which name they are pinned. Chunks are for a program of
     one device: where it is divided among several, the whole batch is taken at once.
     """
@@ -73,25 +73,34 @@ def explain(*args: Any, platform: str | None = None, **kwargs: Any) -> Explanati
     if asked:
         _spec.choice("platform", platform, tuple(_plan.RATES))
     lhs, rhs, spec, arguments = read(*args, **kwargs)
-    precision, dtype = (arguments[k] for k in ("precision", "preferred_element_type"))
-    _spec.check_numerics(lhs.dtype, precision, dtype)
+    _, dtype = _spec.numerics(
+        lhs.dtype, arguments["precision"], arguments["preferred_element_type"]
+    )
     _spec.choice("implementation", arguments["implementation"], _plan.IMPLEMENTATIONS)
     return _explanation(platform, lhs, rhs, spec, lhs.dtype if dtype is None else dtype)
+
+
+# What `_spec.read` takes of the arguments of `conv_transpose`, besides lhs and rhs.
+_READ = (
+    "strides",
+    "padding",
+    "rhs_dilation",
+    "dimension_numbers",
+    "transpose_kernel",
+    "use_consistent_padding",
+    "feature_group_count",
+    "output_padding",
+    "output_shape",
+)
 
 
 def read(*args: Any, **kwargs: Any) -> tuple[Array, Array, Spec, dict[str, Any]]:
     """Operands, `Spec` and all arguments of a call, for which shapes and dtypes are enough."""
     call = inspect.signature(conv_transpose).bind(*args, **kwargs)
     call.apply_defaults()
-    names = list(inspect.signature(_spec.read).parameters)[2:]
-    seen: list[tuple[Array, Array, Spec]] = []
-
-    def trace(lhs: Array, rhs: Array) -> Array:
-        seen.append(_spec.read(lhs, rhs, **{name: call.arguments[name] for name in names}))
-        return lhs
-
-    jax.eval_shape(trace, call.arguments["lhs"], call.arguments["rhs"])
-    return *seen[0], call.arguments
+    given = call.arguments
+    how = {name: given[name] for name in _READ}
+    return *_spec.read(given["lhs"], given["rhs"], **how, or_struct=True), given
 
 
 def _explanation(platform: str, lhs: Array, rhs: Array, spec: Spec, dtype: Any) -> Explanation:
@@ -102,10 +111,10 @@ def _explanation(platform: str, lhs: Array, rhs: Array, spec: Spec, dtype: Any) 
     if _plan.RATES.get(platform) is None:
         why = "nothing else is measured"
     letters = _bilinear.letters_of(lhs.shape, rhs.shape, spec)
+    operand, dtype = (jax.dtypes.canonicalize_dtype(d) for d in (lhs.dtype, dtype))
     calls = {}
     for face in _TITLES:
-        operands = (lhs.dtype, rhs.dtype if face == "out" else dtype)
-        common, _ = _bilinear.summed_in(*operands, dtype)
+        common, _ = _bilinear.summed_in(operand, operand if face == "out" else dtype, dtype)
         flipped = spec.transpose_kernel
         calls[face] = _plan.describe(
             face, spec.axes, dtype=common, flipped=flipped, alone=True, **letters
@@ -125,4 +134,6 @@ def _explanation(platform: str, lhs: Array, rhs: Array, spec: Spec, dtype: Any) 
         f"of those that fit and are within {rates.trusted - 1:.0%} of the least estimated time, "
         f"the one with the least intermediates; constants {source}."
     )
+    if type(letters["n"]) is not int:
+        why += f" The batch, {letters['n']}, is taken for one image."
     return Explanation(platform, choices, estimates, why)

@@ -16,6 +16,7 @@ The *forward* convolution of an axis is the one whose gradient this is: it has s
 Nothing in this module knows about JAX, arrays or arguments.
 """
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 # An axis size: an int, or a symbolic dimension of `jax.export`.
@@ -132,7 +133,8 @@ def rows(axis: Axis) -> int:
     return -(-axis.out // axis.stride)
 
 
-def runs(axis: Axis) -> list[Run]:
+@lru_cache(maxsize=4096)
+def runs(axis: Axis) -> tuple[Run, ...]:
     """All taps of the flipped kernel, in order, as runs of equal q."""
     result: list[Run] = []
     for b in reversed(range(axis.taps)):
@@ -141,10 +143,11 @@ def runs(axis: Axis) -> list[Run]:
             result[-1] = result[-1]._replace(taps=result[-1].taps + 1)
         else:
             result.append(Run(q, 1, r))
-    return result
+    return tuple(result)
 
 
-def phase_groups(axis: Axis) -> list[Phases]:
+@lru_cache(maxsize=4096)
+def phase_groups(axis: Axis) -> tuple[Phases, ...]:
     """The phases that any tap reaches, grouped by their shifts; at most three groups if d = 1."""
     table: dict[int, dict[int, int]] = {}
     for b in range(axis.taps):
@@ -153,7 +156,9 @@ def phase_groups(axis: Axis) -> list[Phases]:
     groups: dict[tuple[int, ...], list[int]] = {}
     for r in sorted(table):
         groups.setdefault(tuple(table[r]), []).append(r)
-    return [
-        Phases(tuple(phases), qs, tuple([tuple([table[r][q] for r in phases]) for q in qs]))
-        for qs, phases in groups.items()
-    ]
+    return tuple(
+        [
+            Phases(tuple(phases), qs, tuple([tuple([table[r][q] for r in phases]) for q in qs]))
+            for qs, phases in groups.items()
+        ]
+    )

@@ -10,7 +10,7 @@ natively and nobody has measured otherwise, everything is "dilated".
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ IMPLEMENTATIONS = ("dilated", "col2im", "polyphase", "auto")
 PIECES = 512  # slices and copies that a program may be made of, so that it compiles in time
 SMALL = 32 * 2**20  # bytes of intermediates that are never too many
 CHUNK = 12 * 2**20  # bytes of intermediates that a chunk of the batch is to have
+LINE = 64  # bytes: shorter rows of channels are taken apart no faster than these
 
 # Faces of the trilinear form (see `_bilinear`): the value and the two gradients.
 FACES = ("out", "lhs", "rhs")
@@ -42,6 +43,7 @@ class Rates:
     trusted: float  # ratio of two estimates that tells
     call: float  # to start any operation
     gemm: float  # per flop of a matrix product
+    bfloat16: float  # times as much in bfloat16, of what the operands are widened to
     conv1: float  # per flop of a stride-1 or strided convolution in 1-D
     conv: float  # the same, in 2-D
     conv3: float  # the same, of 3 and more spatial dimensions
@@ -58,6 +60,7 @@ class Rates:
     copied: float  # per byte of patches of lhs
     folded: float  # per byte of Y (see `_col2im`), or of another intermediate of the value
     unfolded: float  # per byte of U, or of another intermediate of a gradient
+    serial: float  # times as much for those in a loop over chunks, where one thread does some
     shared: float  # per byte of U, if both gradients use one, saved
     fresh: float  # per byte of intermediates that are too large to be reused
     reused: int  # how large that is
@@ -69,6 +72,7 @@ CPU = Rates(
     trusted=1.05,
     call=17e-6,
     gemm=0.66e-11,
+    bfloat16=0.5,  # between CPUs that have units for it and those that have none
     conv1=0.6e-11,
     conv=1.4e-11,
     conv3=0.95e-11,
@@ -85,6 +89,7 @@ CPU = Rates(
     copied=0.8e-10,
     folded=1.2e-10,
     unfolded=1e-10,
+    serial=1.4,
     shared=1e-10,
     fresh=4.7e-10,
     reused=48 * 2**20,
@@ -99,6 +104,7 @@ GPU = Rates(
     trusted=1.25,
     call=10e-6,
     gemm=1 / 40e12,
+    bfloat16=1.0,
     conv1=1 / 30e12,
     conv=1 / 30e12,
     conv3=1 / 20e12,
@@ -115,6 +121,7 @@ GPU = Rates(
     copied=2 / 1.5e12,
     folded=2 / 1.5e12,
     unfolded=2 / 1.5e12,
+    serial=1.0,
     shared=0.0,
     fresh=0.0,
     reused=0,
@@ -132,11 +139,12 @@ class Choice(NamedTuple):
     """A lowering of one face."""
 
     name: str
-    gathered: int = 0  # of "col2im": leading spatial axes in gather form
+    gathered: int = 0  # of "col2im": how many leading spatial axes are in gather form
     chunks: int = 1  # of the batch, one after the other; not of what is a convolution
 
     def __str__(self) -> str:
-        gathered = " with the first axis gathered" if self.gathered else ""
+        axes = "axis" if self.gathered == 1 else f"{self.gathered} axes"
+        gathered = f" with the first {axes} gathered" if self.gathered else ""
         return self.name + gathered + (f" in {self.chunks} chunks" if self.chunks > 1 else "")
 
 
@@ -150,6 +158,7 @@ class Call(NamedTuple):
     i: int
     j: int
     itemsize: int
+    bfloat16: bool  # whether the operands are
     flipped: bool  # whether rhs is an explicit reverse of what the user gave
     alone: bool  # whether one device has all of the batch, so that it may be chunked
 
@@ -160,7 +169,7 @@ class Call(NamedTuple):
 
     @property
     def depthwise(self) -> bool:
-        return self.g > 1 and self.i == 1
+        return type(self.g) is int and self.g > 1 and self.i == 1
 
     @property
     def contributions(self) -> int:
@@ -177,18 +186,21 @@ class Call(NamedTuple):
         return 2.0 * out * _size(self.axes, "taps") * self.i * self.j
 
     @property
-    def _lhs(self) -> int:
-        return self.n * self.g * self.i * _size(self.axes, "size")
+    def lhs_bytes(self) -> int:
+        return self.itemsize * self.n * self.g * self.i * _size(self.axes, "size")
 
     @property
     def rhs_bytes(self) -> int:
         return self.itemsize * self.g * self.i * self.j * _size(self.axes, "taps")
 
     @property
+    def out_bytes(self) -> int:
+        return self.itemsize * self.n * self.g * self.j * _size(self.axes, "out")
+
+    @property
     def bytes(self) -> int:
         """Of lhs, rhs and output."""
-        out = self.n * self.g * self.j * _size(self.axes, "out")
-        return self.itemsize * (self._lhs + out) + self.rhs_bytes
+        return self.lhs_bytes + self.rhs_bytes + self.out_bytes
 
 
 def windows(at: Call, channels: int) -> int:
@@ -213,7 +225,7 @@ def dense_windows(at: Call) -> int:
 
 def _packed(count: int, channels: int, itemsize: int) -> int:
     """Bytes of rows of channels; to find one costs some, and vectors have to fit in it."""
-    return count * (channels * itemsize * (8 if channels % 4 else 1) + 24)
+    return count * (channels * itemsize * (2 if channels % 4 else 1) + 24)
 
 
 class Gemm(NamedTuple):
@@ -239,7 +251,7 @@ def gemm(at: Call, gathered: int) -> Gemm:
         seen += points * phases * _size(scattered, "taps") * at.j * width
     temp = patches + at.rhs_bytes
     if at.face == "rhs" and not gathered:
-        temp += at._lhs * at.itemsize  # transposed
+        temp += at.lhs_bytes  # transposed
     if any(len(runs(a)) > 1 for a in scattered):
         temp += seen * (4 if at.face == "out" else 3) // 2
     elif len(at.axes) > 1 or gathered:
@@ -251,7 +263,9 @@ def gemm(at: Call, gathered: int) -> Gemm:
 
 def candidates(at: Call) -> list[Choice]:
     """Every lowering of the face, in order of preference among equals."""
-    gathered = [Choice("col2im", 1)] if len(at.axes) > 1 and not at.depthwise else []
+    # With all axes gathered the kernel gradient is that of "polyphase".
+    most = 0 if at.depthwise else len(at.axes) - (at.face == "rhs")
+    gathered = [Choice("col2im", axes) for axes in range(1, most + 1)]
     whole = [Choice("dilated"), Choice("col2im"), *gathered, Choice("polyphase")]
     chunked = [choice._replace(chunks=_chunks(at, choice)) for choice in whole]
     return whole + [choice for choice in chunked if choice.chunks > 1]
@@ -259,7 +273,7 @@ def candidates(at: Call) -> list[Choice]:
 
 def _chunks(at: Call, choice: Choice) -> int:
     """How many chunks of the batch bring the intermediates of products down to `CHUNK`."""
-    if not at.alone or not _products(at, choice):
+    if not at.alone or not products(at, choice):
         return 1
     largest = CHUNK + at.rhs_bytes  # which is as large in each
     for chunks in _divisors(at.n):
@@ -274,7 +288,7 @@ def _divisors(n: int) -> list[int]:
     return sorted({*small, *[n // i for i in small]})
 
 
-def _products(at: Call, choice: Choice) -> bool:
+def products(at: Call, choice: Choice) -> bool:
     """Whether the face is made of products of matrices (see `_col2im`)."""
     if choice.name == "polyphase":
         return at.face == "rhs"
@@ -284,11 +298,14 @@ def _products(at: Call, choice: Choice) -> bool:
 def seconds(at: Call, choice: Choice, rates: Rates) -> float:
     """The estimate."""
     if choice.chunks > 1:
-        return choice.chunks * seconds(*_chunk(at, choice), rates)
+        copies = "copied", "folded", "unfolded"
+        inside = replace(rates, **{name: getattr(rates, name) * rates.serial for name in copies})
+        return choice.chunks * seconds(*_chunk(at, choice), inside)
     n = len(at.axes)
     strided = any(a.stride > 1 for a in at.axes)
     dilated = any(a.dilation > 1 for a in at.axes)
     moved = rates.folded if at.face == "out" else rates.unfolded
+    narrow = 1.0 if at.face == "out" else max(LINE / max(at.j * at.itemsize, 1), 1.0)
     conv = rates.conv1 if n < 2 else rates.conv if n < 3 else rates.conv3
     conv *= rates.grouped if at.g > 1 else 1.0
 
@@ -317,17 +334,17 @@ def seconds(at: Call, choice: Choice, rates: Rates) -> float:
         return time + _fresh(folded, rates)
     if choice.name == "polyphase" and at.face != "rhs":
         if strided:
-            time += (at.bytes - at.rhs_bytes) * moved
-        products = math.prod([len(phase_groups(a)) for a in at.axes])
+            time += (at.lhs_bytes + at.out_bytes * narrow) * moved
+        convolutions = math.prod([len(phase_groups(a)) for a in at.axes])
         time += convolution(dense_windows(at)) + at.rhs_bytes * moved
-        return time + products * rates.call
+        return time + convolutions * rates.call
     if at.depthwise and choice.name == "col2im":  # see `_depthwise`
         return time + 4 * rates.call + at.flops * rates.elementwise
     made = gemm(at, _gathered(at, choice))
     # Patches of lhs are also transposed for the kernel gradient.
     copied = rates.copied * (4 if at.face == "rhs" else 1)
-    time += at.flops * rates.gemm + made.patches * copied
-    time += (made.seen + at.rhs_bytes) * moved
+    time += at.flops * rates.gemm * (rates.bfloat16 if at.bfloat16 else 1.0)
+    time += made.patches * copied + (made.seen * narrow + at.rhs_bytes) * moved
     return time + 2 * made.products * rates.call + _fresh(made.temp, rates)
 
 
@@ -337,11 +354,11 @@ def _fresh(size: int, rates: Rates) -> float:
 
 def temp(at: Call, choice: Choice) -> int:
     """Bytes of intermediates, about."""
-    if _products(at, choice):
+    if products(at, choice):
         part, whole = _chunk(at, choice)
         return gemm(part, _gathered(part, whole)).temp
     if choice.name == "polyphase" and any(a.stride > 1 for a in at.axes):
-        return at.bytes - at.rhs_bytes  # what is interleaved
+        return at.lhs_bytes + at.out_bytes  # what is interleaved
     return 0
 
 
@@ -352,7 +369,7 @@ def _chunk(at: Call, choice: Choice) -> tuple[Call, Choice]:
 
 def _shared(at: Call, choice: Choice) -> int:
     """Bytes that both gradients make, if both are lowered so; XLA makes them once."""
-    alike = _products(at, choice) and choice.chunks == 1
+    alike = products(at, choice) and choice.chunks == 1
     return gemm(at, _gathered(at, choice)).seen if alike else 0
 
 
@@ -442,7 +459,9 @@ def describe(
 ) -> Call:
     """A face with these sizes of its letters; a symbolic n, which all lowerings take, is one."""
     n = n if type(n) is int else 1
-    return Call(face, axes, n, g, i, j, max(jnp.dtype(dtype).itemsize, 1), flipped, alone)
+    dtype = jnp.dtype(dtype)
+    itemsize, bfloat16 = max(dtype.itemsize, 1), dtype == jnp.bfloat16
+    return Call(face, axes, n, g, i, j, itemsize, bfloat16, flipped, alone)
 
 
 def choose(implementation: str, platform: str, at: Call, together: bool) -> Choice:
@@ -450,7 +469,7 @@ def choose(implementation: str, platform: str, at: Call, together: bool) -> Choi
 
     If both gradients are taken together they are chosen together: alike, they share work.
     """
-    if implementation in ("dilated", "polyphase"):
+    if implementation == "polyphase":
         return Choice(implementation)
     if not at.static:  # whatever works for every size
         return Choice("dilated" if implementation == "auto" else implementation)

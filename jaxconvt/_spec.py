@@ -22,6 +22,7 @@ Shape = tuple[Size, ...]
 Ints = tuple[int, ...]
 
 _NAMES = ("SAME", "VALID", "SAME_LOWER")
+_LARGEST = 2**63 - 1
 
 
 class Spec(NamedTuple):
@@ -45,10 +46,15 @@ def _is_number(dtype: Any) -> bool:
     return bool(jnp.issubdtype(dtype, np.number) or dtype == np.bool_)
 
 
-def array(name: str, value: Any) -> Array:
-    """`value` as an array that JAX accepts, or an error that says what it is instead."""
+def array(name: str, value: Any, or_struct: bool = False) -> Array:
+    """`value` as an array that JAX accepts, or an error that says what it is instead.
+
+    With `or_struct` a `jax.ShapeDtypeStruct` will do, too.
+    """
     # Tracers first: asking whether they are a jax.Array takes seven times as long.
-    if not isinstance(value, (jax.core.Tracer, jax.Array, np.ndarray, np.generic)):
+    if not isinstance(value, (jax.core.Tracer, jax.Array, np.ndarray, np.generic)) and not (
+        or_struct and isinstance(value, jax.ShapeDtypeStruct)
+    ):
         if not hasattr(value, "__jax_array__"):
             raise TypeError(
                 f"{name} must be a JAX or NumPy array, got {_show(value)} of type "
@@ -72,8 +78,10 @@ def check_dtypes(lhs: Array, rhs: Array) -> None:
             )
 
 
-def check_numerics(dtype: Any, precision: Any, preferred_element_type: Any) -> None:
-    """Raises TypeError or ValueError if this JAX has no such precision or result dtype."""
+def numerics(dtype: Any, precision: Any, preferred_element_type: Any) -> tuple[Any, Any]:
+    """Precision and result dtype, checked to be such as this JAX has."""
+    if isinstance(precision, list):
+        precision = tuple(precision)
     for name, value in (
         ("precision", precision),
         ("preferred_element_type", preferred_element_type),
@@ -93,6 +101,7 @@ def check_numerics(dtype: Any, precision: Any, preferred_element_type: Any) -> N
                 f"{name} must be one that lax.conv_general_dilated accepts for operands of "
                 f"{dtype}, got {_show(value)}: {' '.join(str(e).split())}"
             ) from None
+    return precision, preferred_element_type
 
 
 @lru_cache(maxsize=256, typed=True)  # 1 equals np.float32(1), which has a dtype
@@ -124,16 +133,19 @@ def _untraced(name: str, value: Any) -> None:
 
 
 def _integer(name: str, value: Any, whole: Any) -> int:
-    if type(value) is int:  # nearly always; what follows takes ten times as long
-        return value
+    if type(value) is int and -_LARGEST <= value <= _LARGEST:
+        return value  # nearly always; what follows takes ten times as long
     _untraced(name, value)
     try:
-        return operator.index(value)
+        result = operator.index(value)
     except TypeError:
         raise TypeError(
             f"{name} must hold integers, got {_show(value)} of type "
             f"{type(value).__name__} in {_show(whole)}."
         ) from None
+    if not -_LARGEST <= result <= _LARGEST:
+        raise ValueError(f"{name} must hold integers of at most 64 bits, got {_show(whole)}.")
+    return result
 
 
 def _items(name: str, value: Any, expected: str, whole: Any = None) -> tuple[Any, ...]:
@@ -178,13 +190,13 @@ def group_count(value: Any) -> int:
     except TypeError:
         _untraced("feature_group_count", value)
         raise TypeError(f"{expected}, got {_show(value)}.") from None
-    if result < 1:
-        raise ValueError(f"{expected}, got {result}.")
+    if not 1 <= result <= _LARGEST:
+        raise ValueError(f"{expected}{' of at most 64 bits' * (result > 1)}, got {_show(result)}.")
     return result
 
 
 def choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raises TypeError or ValueError unless `value` is one of `choices`."""
+    """Raises ValueError unless `value` is one of `choices`, TypeError if it is traced."""
     if not isinstance(value, str) or value not in choices:
         _untraced(name, value)
         raise ValueError(
@@ -405,9 +417,13 @@ def read(
     feature_group_count: Any,
     output_padding: Any,
     output_shape: Any,
+    or_struct: bool = False,
 ) -> tuple[Array, Array, Spec]:
-    """Arguments as the user wrote them, as two arrays and the `Spec` of what to do with them."""
-    lhs, rhs = array("lhs", lhs), array("rhs", rhs)
+    """Arguments as the user wrote them, as two arrays and the `Spec` of what to do with them.
+
+    With `or_struct` those may be `jax.ShapeDtypeStruct`s.
+    """
+    lhs, rhs = array("lhs", lhs, or_struct), array("rhs", rhs, or_struct)
     ndim = lhs.ndim
     if ndim < 2 or rhs.ndim != ndim:
         raise ValueError(

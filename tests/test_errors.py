@@ -164,6 +164,8 @@ TABLE = [
          "dimension, got None.", strides=None),
     value("strides zero", "strides must be positive integers, got (0, 1).", strides=(0, 1)),
     negative("strides", "positive"),
+    value("strides huge", f"strides must hold integers of at most 64 bits, got (1, {2**63}).",
+          strides=(1, 2**63)),
     *sequence("rhs_dilation"),
     value("rhs_dilation zero", "rhs_dilation must be positive integers, got (0, 1).",
           rhs_dilation=(0, 1)),
@@ -236,6 +238,8 @@ TABLE = [
     # Channels and groups.
     kind("groups float", GROUPS.format("2.0"), feature_group_count=2.0),
     kind("groups none", GROUPS.format("None"), feature_group_count=None),
+    value("groups huge", GROUPS.replace("integer", "integer of at most 64 bits").format(2**63),
+          feature_group_count=2**63),
     value("groups zero", GROUPS.format("0"), feature_group_count=0),
     value("groups negative", GROUPS.format("-2"), feature_group_count=-2),
     traced("feature_group_count", "int32[]", lambda t: {"feature_group_count": t}),

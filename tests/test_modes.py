@@ -1,6 +1,7 @@
 """JAX in its stricter modes, and Python in its own; nothing kept that should go."""
 
 import copy
+import functools
 import gc
 import os
 import pickle
@@ -24,6 +25,7 @@ LHS, RHS = util.random("modes lhs", (1, 3, 4, 2)), util.random("modes rhs", (3, 
 MODES = {
     "debug_nans": lambda: jax.debug_nans(True),
     "strict promotion": lambda: jax.numpy_dtype_promotion("strict"),
+    "no rank promotion": lambda: jax.numpy_rank_promotion("raise"),
     "disable_jit": jax.disable_jit,
     "no transfers": lambda: jax.transfer_guard("disallow"),
     "tracer leaks": jax.checking_leaks,
@@ -32,26 +34,52 @@ MODES = {
 }
 
 
-def step(lhs, rhs, implementation):
+def step(lhs, rhs, implementation, groups=1):
     def conv(lhs, rhs):
-        return jaxconvt.conv_transpose(lhs, rhs, (2, 1), "SAME", implementation=implementation)
+        return jaxconvt.conv_transpose(
+            lhs, rhs, (2, 1), "SAME", implementation=implementation, feature_group_count=groups
+        )
 
     out, transpose = jax.vjp(conv, lhs, rhs)
     return out, *transpose(jnp.ones_like(out))
 
 
 class Modes(parameterized.TestCase):
-    @parameterized.product(implementation=util.IMPLEMENTATIONS, mode=tuple(MODES))
-    def test_mode(self, implementation, mode):
+    @parameterized.product(
+        implementation=util.IMPLEMENTATIONS, mode=tuple(MODES), groups=(1, 2)
+    )  # the latter is depthwise
+    def test_mode(self, implementation, mode, groups):
         lhs, rhs = jnp.asarray(LHS), jnp.asarray(RHS)
-        want = step(lhs, rhs, implementation)
+        if groups == 2:
+            rhs = rhs[:, :, :1, :2]
+        want = step(lhs, rhs, implementation, groups)
         with MODES[mode]():
             if mode == "no transfers":  # a constant of the test's own would be one
-                got = jax.jit(lambda lhs, rhs: step(lhs, rhs, implementation))(lhs, rhs)
+                got = jax.jit(lambda lhs, rhs: step(lhs, rhs, implementation, groups))(lhs, rhs)
             else:
-                got = step(lhs, rhs, implementation)
+                got = step(lhs, rhs, implementation, groups)
         for one, other in zip(got, want, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+    def test_explain(self):
+        for mode in MODES.values():
+            with mode():
+                explanation = jaxconvt.explain(LHS, RHS, (2, 1), "SAME", platform="cpu")
+                self.assertEqual(
+                    set(explanation.choices), {"value", "lhs gradient", "rhs gradient"}
+                )
+
+    @parameterized.parameters(*util.IMPLEMENTATIONS)
+    def test_default_precision_is_that_of_each_call(self, implementation):
+        # An eager call is a program of its own for each.
+        f = functools.partial(
+            jaxconvt.conv_transpose, strides=(2, 1), padding="SAME", implementation=implementation
+        )
+        for precision in ("highest", "default", "highest"):
+            with jax.default_matmul_precision(precision):
+                found = jax.jit(f).lower(LHS, RHS).as_text()
+                f(LHS, RHS)  # and not what was kept of the one before
+            self.assertEqual("HIGHEST" in found, precision == "highest")
 
     @parameterized.product(
         implementation=util.IMPLEMENTATIONS, dtype=("bfloat16", "float16", "int8", "complex64")

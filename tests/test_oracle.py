@@ -136,7 +136,7 @@ class OracleTest(parameterized.TestCase):
     def test_chunks_of_the_batch(self, form, chunks, dtype):
         def choose(implementation, platform, at, together):
             choice = _plan.Choice(*form)
-            return choice._replace(chunks=chunks if _plan._products(at, choice) else 1)
+            return choice._replace(chunks=chunks if _plan.products(at, choice) else 1)
 
         for c in (
             case("plain", (6, 4, 3, 2), (3, 2, 2, 3), (2, 3), "SAME"),

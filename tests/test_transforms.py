@@ -113,6 +113,16 @@ class TransformsTest(parameterized.TestCase):
         def gradients(x, w, u):
             return jax.vjp(f, x, w)[1](u)
 
+        # Of each example, for one kernel.
+        xs, us = np.stack([lhs, dlhs]), np.stack([u, -u])
+        got = jax.jit(jax.vmap(gradients, (0, None, 0)))(xs, rhs, us)
+        want = [oracle.vjp(x, rhs, v, **CASES[name].kwargs) for x, v in zip(xs, us, strict=True)]
+        equal(got, tuple(map(np.stack, zip(*want, strict=True))))
+        # Of one example, for several cotangents, as `jax.jacrev` has them.
+        got = jax.jit(jax.vmap(gradients, (None, None, 0)))(lhs, rhs, us)
+        want = [oracle.vjp(lhs, rhs, v, **CASES[name].kwargs) for v in us]
+        equal(got, tuple(map(np.stack, zip(*want, strict=True))))
+
         got = jax.jit(jax.vmap(gradients, (0, 0, None)))(
             np.stack([lhs, dlhs]), np.stack([rhs, drhs]), u
         )

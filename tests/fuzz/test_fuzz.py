@@ -53,6 +53,7 @@ def _xla_misreads(call):
 def test_value_and_gradients(call: Call, implementation: str, chunk: int):
     _forget()
     note(f"{call} {implementation} {chunk}")
+    _plan._choose.cache_clear()  # which knows nothing of chunks' size
     with util.for_dtype(call.dtype), mock.patch.object(_plan, "CHUNK", chunk):
         lhs, rhs = call.operands()
 
@@ -87,8 +88,6 @@ def test_value_and_gradients(call: Call, implementation: str, chunk: int):
 
 _PLAIN = {"implementation": "dilated", "out_sharding": None, "feature_group_count": 1,
           "output_padding": None, "output_shape": None}  # fmt: skip
-# With pairs jax.lax takes strides of 2.0, and no strides at all for ones.
-_STRICTER = ("must hold integers", "strides must be a sequence of")
 _BEYOND = ("feature_group_count", "output_padding", "output_shape")
 
 
@@ -127,7 +126,14 @@ def test_bad_calls(arguments):
         names = (*arguments, "missing a required argument", "conv_transpose() missing")
         assert text.startswith(names), text
         assert "Traced<" not in text and "verifier" not in text and "%" not in text, text
-        if plain and not any(words in text for words in _STRICTER):
+        # jax.lax takes by accident what is of no type that we know ('' for no strides), what
+        # 0-d calls have no axes for, and with pairs no strides at all for ones.
+        accident = (
+            (isinstance(error, TypeError) and not text.startswith(("lhs ", "rhs ")))
+            or np.ndim(kwargs["lhs"]) == 2
+            or text.startswith("strides must be a sequence")
+        )
+        if plain and not accident:
             theirs = None
             with contextlib.suppress(Exception):
                 theirs = util.reference(**kwargs)
