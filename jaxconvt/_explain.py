@@ -21,9 +21,22 @@ class Explanation:
     "rhs gradient" to the names of the lowerings picked (of both gradients taken together, as
     in training, which share work; one alone may get another), `estimates` maps each of them to
     the estimated seconds of every lowering (it is empty where nothing is estimated), and
-    `reason` says why. "col2im with the first axis gathered" and "col2im in 4 chunks" (of
+    `reason` says why. "col2im with the first 2 axes gathered" and "col2im in 4 chunks" (of
     the batch) are forms of "col2im", by which name they are pinned. Chunks are for a program of
-    one device: where it is divided among several, the whole batch is taken at once.
+    one device: where it is divided among several, the whole batch is taken at once. A symbolic
+    batch is taken for one image.
+
+    Example:
+
+    >>> import jax
+    >>> from jaxconvt import explain
+    >>> lhs = jax.ShapeDtypeStruct((1, 64, 64, 21), "float32")
+    >>> rhs = jax.ShapeDtypeStruct((16, 16, 21, 21), "float32")
+    >>> explanation = explain(lhs, rhs, (8, 8), "SAME", platform="cpu")
+    >>> explanation.choices["rhs gradient"]
+    'polyphase'
+    >>> "constants measured on" in explanation.reason
+    True
     """
 
     platform: str

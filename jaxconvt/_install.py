@@ -61,10 +61,15 @@ def install(implementation: str = "auto") -> None:
 def uninstall() -> None:
     """Puts `jax.lax.conv_transpose` back, just as it was; does nothing if it is there.
 
+    What somebody else has put there since `install` is lost.
+
     Example:
 
-    >>> import jaxconvt
+    >>> import jax, jaxconvt
+    >>> jaxconvt.install()
     >>> jaxconvt.uninstall()
+    >>> jax.lax.conv_transpose.__module__.startswith("jax.")
+    True
 
     Source: see `install`.
     """

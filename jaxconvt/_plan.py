@@ -67,7 +67,7 @@ class Rates:
 
 
 CPU = Rates(
-    measured="2 cores of an AMD EPYC (Zen 3), jaxlib 0.10.2",
+    measured="2 cores each of AMD EPYC (Zen 3) and Intel Xeon (AMX), jaxlib 0.10.2",
     width=4,  # bfloat16 and float16 are converted first
     trusted=1.05,
     call=17e-6,

@@ -133,7 +133,7 @@ class Kept(parameterized.TestCase):
             _plan.choose("auto", "cpu", at, together=False)
             _spec.cached_describe((1, i + 1, 2), (2, 2, 3), (2,), "SAME", (1,),
                                   _spec.layout(None, 3), False, False, 1, None, None)  # fmt: skip
-        for cached in (_plan._choose, _spec._cached):
+        for cached in (_plan._choose, _spec._cached, _geometry.runs, _geometry.phase_groups):
             info = cached.cache_info()
             self.assertIsNotNone(info.maxsize)
             self.assertLessEqual(info.currsize, info.maxsize)
