@@ -5,17 +5,18 @@
                                                               drhs = lhs . U over n, a..
 
 `fold` and `unfold` are each other's transposes. Y and U are prod(k/s) times the output, the
-largest arrays by far. With the first axis gathered (see `_views`) the GEMM itself adds up
-that axis' shifts: Y and U are s/k of the size, and some copies of lhs are made instead.
+largest arrays by far. With an axis gathered (see `_views`) the GEMM itself adds up its
+shifts: Y and U are s/k of the size, and some copies of lhs are made instead.
 """
 
+import math
 from functools import partial
 
 import jax
 from jax import lax
 
 from jaxconvt import _views as views
-from jaxconvt._geometry import Axes
+from jaxconvt._geometry import Axes, Size
 from jaxconvt._views import Numerics
 
 
@@ -53,15 +54,31 @@ def grad_rhs(
     """[n, a.., i], [n, p.., j] -> [b.., i, j]."""
     n = len(axes)
     shape = (*[a.taps for a in axes], lhs.shape[-1], ct.shape[-1])
-    # Contracted axes last in the first operand and first in the second is how a GEMM wants
-    # them: XLA then copies lhs, which is small, and not U.
-    lhs = lax.transpose(lhs, (n + 1, *range(n + 1)))
-    over = tuple(range(gathered + 1, gathered + 2 + n)), tuple(range(1 + n))
+    front = lax.transpose(lhs, (n + 1, *range(n + 1)))
     parts = []
     for group in views.groups(axes, gathered):
-        k = _dot(views.patches(lhs, axes, group, True), views.seen(ct, axes, group), over, how)
+        # Contracted axes last in the first operand and first in the second is how a GEMM wants
+        # them: XLA then copies the first, so that it should be the smaller, which is seldom U.
+        u = views.seen(ct, axes, group)
+        columns = len(u.shape[n + 1 :])
+        if _smaller(u.shape[n + 1 :], (*[len(p.shifts) for p in group], lhs.shape[-1])):
+            u = lax.transpose(u, (*range(n + 1, u.ndim), *range(n + 1)))
+            x = views.patches(lhs, axes, group)
+            over = tuple(range(columns, u.ndim)), tuple(range(n + 1))
+            k = _dot(u, x, over, how)
+            k = lax.transpose(k, (*range(columns, k.ndim), *range(columns)))
+        else:
+            x = views.patches(front, axes, group, True)
+            over = tuple(range(gathered + 1, x.ndim)), tuple(range(n + 1))
+            k = _dot(x, u, over, how)
         parts.append(views.back(partial(views.kernel, axes=axes, group=group), shape, k))
     return sum(parts[1:], parts[0])
+
+
+def _smaller(shape: tuple[Size, ...], other: tuple[Size, ...]) -> bool:
+    """Whether the first is known to be of fewer elements: sizes may be symbolic."""
+    known = all(type(size) is int for size in (*shape, *other))
+    return known and math.prod(shape) < math.prod(other)
 
 
 def _dot(

@@ -109,10 +109,13 @@ def convolve(
     pads, left_out = list(pads), [0] * n
     for at, (lo, hi) in enumerate(pads):
         e = dilate(rhs.shape[at], rhs_dilation[at])
-        if lhs_dilation[at] == 1 and lo < 0:
-            lhs, pads[at] = pad(lhs, 1 + at, lo, hi), (0, 0)
+        if lhs_dilation[at] == 1:
+            if not 0 <= lo < e:
+                lhs, pads[at] = pad(lhs, 1 + at, lo, hi), (0, 0)
         elif lo >= e:
-            left_out[at], pads[at] = lo - (e - 1), (e - 1, hi)
+            out = dilate(lhs.shape[1 + at], lhs_dilation[at]) + lo + hi - e + 1
+            left_out[at] = min(lo - e + 1, out)
+            pads[at] = lo - left_out[at], hi
     channels_last = (0, n + 1, *range(1, n + 1))
     out = lax.conv_general_dilated(
         lhs,

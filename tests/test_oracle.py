@@ -103,6 +103,15 @@ class OracleTest(parameterized.TestCase):
                 for pads in ((-1, 1), (-3, 1), (-2, 3), (4, -1), (6, 0), (6, -2), (-9, 9))
             ],
         )  # fmt: skip
+        self.assert_cases(  # nothing of lhs is left
+            implementation,
+            [
+                case(f"{k=} {pads}", (1, *[i] * n, 16), (*[k] * n, 16, 32), strides, [pads] * n)
+                for i, k, pads in (
+                    (1, 1, (2, -2)), (1, 3, (7, -3)), (2, 3, (20, -9)), (1, 2, (-3, 5)),
+                )
+            ],
+        )  # fmt: skip
 
     @parameterized.parameters(
         *[
