@@ -122,7 +122,7 @@ def _explanation(platform: str, lhs: Array, rhs: Array, spec: Spec, dtype: Any) 
     obstacle = _bilinear.obstacle(lhs, rhs, spec)
     why = f"nothing else is made for {obstacle}" if obstacle else ""
     if _plan.RATES.get(platform) is None:
-        why = "nothing else is measured"
+        why = f"no other lowering has been measured on {platform}"
     letters = _bilinear.letters_of(lhs.shape, rhs.shape, spec)
     operand, dtype = (jax.dtypes.canonicalize_dtype(d) for d in (lhs.dtype, dtype))
     calls = {}
@@ -144,8 +144,9 @@ def _explanation(platform: str, lhs: Array, rhs: Array, spec: Spec, dtype: Any) 
     rates = _plan.RATES[platform] or _plan.CPU
     source = f"measured on {rates.measured}" if rates.measured else "UNMEASURED, conservative"
     why = (
-        f"of those that fit and are within {rates.trusted - 1:.0%} of the least estimated time, "
-        f"the one with the least intermediates; constants {source}."
+        f"of the lowerings whose intermediates are small enough, and whose estimated time is "
+        f"within {rates.trusted - 1:.0%} of the least, the one with the smallest intermediates. "
+        f"Times are for comparison, and predict no clock; constants {source}."
     )
     if type(letters["n"]) is not int:
         why += f" The batch, {letters['n']}, is taken for one image."

@@ -330,13 +330,14 @@ def seconds(at: Call, choice: Choice, rates: Rates) -> float:
         if n > 1 and (dilated or any(a.taps > a.size for a in at.axes)):
             slow *= 10  # no GEMM, but a loop
         folded = at.contributions * at.itemsize  # it is a GEMM and a fold, one image at a time
-        time += at.flops * rates.dilated * slow + (folded + 2 * at.rhs_bytes) * moved
+        time += at.flops * rates.dilated * slow + (folded + at.rhs_bytes / 2) * moved
         return time + _fresh(folded, rates)
     if choice.name == "polyphase" and at.face != "rhs":
         if strided:
             time += (at.lhs_bytes + at.out_bytes * narrow) * moved
         convolutions = math.prod([len(phase_groups(a)) for a in at.axes])
-        time += convolution(dense_windows(at)) + at.rhs_bytes * moved
+        # Kernels are taken apart, and then put in the order that a convolution wants.
+        time += convolution(dense_windows(at)) + 2 * at.rhs_bytes * moved
         return time + convolutions * rates.call
     if at.depthwise and choice.name == "col2im":  # see `_depthwise`
         return time + 4 * rates.call + at.flops * rates.elementwise
