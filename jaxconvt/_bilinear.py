@@ -232,7 +232,7 @@ def compute(
     common, total = summed_in(x.dtype, y.dtype, dtype)
     at = _plan.describe(face, axes, dtype=common, flipped=flipped, alone=alone, **letters)
     choice = _plan.choose(implementation, platform, at, together)
-    convolution = not _plan.products(at, choice) and not (at.depthwise and choice.name == "col2im")
+    convolution = choice.name != "col2im" and not _plan.products(at, choice)
     if convolution and platform != "cpu" and x.dtype == y.dtype == dtype != jnp.bool_:
         # As jax.lax makes it: what multiplies narrow numbers there sums them in wider ones.
         common = total = x.dtype

@@ -60,13 +60,12 @@ def grad_rhs(
         # Contracted axes last in the first operand and first in the second is how a GEMM wants
         # them: XLA then copies the first, so that it should be the smaller, which is seldom U.
         u = views.seen(ct, axes, group)
-        columns = len(u.shape[n + 1 :])
-        if _smaller(u.shape[n + 1 :], (*[len(p.shifts) for p in group], lhs.shape[-1])):
+        columns = u.shape[n + 1 :]
+        if _smaller(columns, (*[len(p.shifts) for p in group], lhs.shape[-1])):
+            x, c = views.patches(lhs, axes, group), len(columns)
             u = lax.transpose(u, (*range(n + 1, u.ndim), *range(n + 1)))
-            x = views.patches(lhs, axes, group)
-            over = tuple(range(columns, u.ndim)), tuple(range(n + 1))
-            k = _dot(u, x, over, how)
-            k = lax.transpose(k, (*range(columns, k.ndim), *range(columns)))
+            k = _dot(u, x, (tuple(range(c, u.ndim)), tuple(range(n + 1))), how)
+            k = lax.transpose(k, (*range(c, k.ndim), *range(c)))
         else:
             x = views.patches(front, axes, group, True)
             over = tuple(range(gathered + 1, x.ndim)), tuple(range(n + 1))

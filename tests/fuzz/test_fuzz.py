@@ -127,8 +127,7 @@ def test_bad_calls(arguments):
         assert text.startswith(names), text
         assert "Traced<" not in text and "verifier" not in text and "%" not in text, text
         # jax.lax takes by accident what is of no type that we know ('' for no strides), what
-        # 0-d calls have no axes for, and with pairs no strides or
-        # dilations at all for ones.
+        # 0-d calls have no axes for, and with pairs no strides or dilations at all for ones.
         accident = (
             (isinstance(error, TypeError) and not text.startswith(("lhs ", "rhs ")))
             or getattr(kwargs["lhs"], "ndim", 0) == 2
