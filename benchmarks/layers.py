@@ -60,10 +60,10 @@ import numpy as np
 from jax import lax
 
 import jaxconvt
-from jaxconvt.__main__ import TOLERANCES, cores, machine, program
 from jaxconvt._dilated import flip_and_swap
 from jaxconvt._explain import read
 from jaxconvt._layers import BY_NAME, LAYERS, Call, Layer
+from jaxconvt._measure import REFERENCE, TOLERANCES, cores, machine, program
 from jaxconvt._spec import Spec
 
 Fn = Callable[..., Any]
@@ -71,7 +71,7 @@ Row = dict[str, Any]
 
 RESULTS = Path(__file__).parent / "results"
 MODES = ("forward", "lhs gradient", "rhs gradient", "step")
-REFERENCE, STUFFED, FLOOR, TORCH = "jax.lax", "zero-stuffed", "gemm", "torch"
+STUFFED, FLOOR, TORCH = "zero-stuffed", "gemm", "torch"
 SINGLE = tuple(name for name in jaxconvt.IMPLEMENTATIONS if name != "auto")
 COMPILED = (REFERENCE, *jaxconvt.IMPLEMENTATIONS, STUFFED, FLOOR)
 BATCH = 8

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxconvt import conv_transpose
-from jaxconvt.__main__ import machine
+from jaxconvt._measure import machine
 
 FUNCTIONS = {"jax.lax": lax.conv_transpose, "jaxconvt": conv_transpose}
 EAGER_TARGET, TRACING_TARGET, IMPORT_TARGET = 0.6, 0.9, 0.020

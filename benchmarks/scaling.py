@@ -31,8 +31,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxconvt import IMPLEMENTATIONS, conv_transpose
-from jaxconvt.__main__ import machine, reference, step
 from jaxconvt._layers import BY_NAME, Layer
+from jaxconvt._measure import machine, reference, step
 
 COUNTS = (1, 2, 4, 8)
 NAMES = ("jax.lax", *[name for name in IMPLEMENTATIONS if name != "dilated"])

@@ -9,151 +9,44 @@ import argparse
 import json
 import math
 import os
-import platform
 import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jaxlib.version import __version__ as jaxlib_version
 
 import jaxconvt
 from jaxconvt._layers import BY_NAME, LAYERS, Layer
+from jaxconvt._measure import (
+    REFERENCE,
+    SLOW,
+    TOLERANCES,
+    Seconds,
+    difference,
+    interleaved,
+    machine,
+    reference,
+    same,
+    step,
+    tolerance,
+)
 
-Fn = Callable[..., Any]
-Seconds = dict[str, float | None]
-
-REFERENCE = "jax.lax"
 IMPLEMENTATIONS = ("dilated", "auto")
 EXACT = ("dilated",)  # equals the reference to the bit; the others, within the tolerance
 APPROXIMATE = tuple(name for name in IMPLEMENTATIONS if name not in EXACT)
 MODES = ("forward", "step")
 RESULTS = ("value", "value of step", "lhs gradient", "rhs gradient")
 
-# By dtype, the largest difference allowed from jax.lax, of the largest magnitude in the
-# array; off CPU, where float32 is multiplied with fewer bits by default, the second.
-TOLERANCES = {
-    "float32": (1e-4, 2e-2),
-    "bfloat16": (3e-2, 3e-2),
-    "float16": (1e-2, 1e-2),
-    "float64": (1e-12, 1e-12),
-}
 DTYPES = tuple(TOLERANCES)
 
 # How the report writes what `jaxconvt.explain` says.
 SHORT = {"dilated": "d", "col2im": "c", "polyphase": "p"}
-
-# Seconds of calls to each function that is timed: what takes longer is called once. What
-# is the same program as jax.lax's is not timed, and if that is slow to compile and call, not
-# run either.
-_PATIENCE = 0.06
-_SLOW = 0.25
-_MOST_CALLS = 20
-
-# What jax.lax.conv_transpose has no arguments for, as one writes it without jaxconvt.
-_BY_HAND: dict[str, dict[str, Any]] = {
-    "bilinear_depthwise": {
-        "window_strides": (1, 1),
-        "padding": ((2, 2), (2, 2)),
-        "lhs_dilation": (2, 2),
-        "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
-        "feature_group_count": 64,
-    },
-    "jax_31662": {
-        "window_strides": (1, 1, 1),
-        "padding": ((1, 2), (1, 2), (1, 2)),
-        "lhs_dilation": (2, 2, 2),
-        "dimension_numbers": ("NHWDC", "HWDIO", "NHWDC"),
-    },
-}
-
-
-def reference(layer: Layer) -> Fn:
-    """The layer as jax.lax computes it."""
-    if layer.name in _BY_HAND:
-        return partial(lax.conv_general_dilated, **_BY_HAND[layer.name])
-    return partial(lax.conv_transpose, **layer.call().kwargs)
-
-
-def step(f: Fn) -> Fn:
-    """`f`, with its gradients for both operands."""
-
-    def value_and_gradients(lhs: jax.Array, rhs: jax.Array, cotangent: jax.Array) -> Any:
-        out, vjp = jax.vjp(f, lhs, rhs)
-        return (out, *vjp(cotangent))
-
-    return value_and_gradients
-
-
-def same(a: jax.Array, b: jax.Array) -> bool:
-    """Whether two arrays are equal to the bit, in dtype and weak type too."""
-    return (a.shape, a.dtype, a.weak_type) == (b.shape, b.dtype, b.weak_type) and (
-        np.asarray(a).tobytes() == np.asarray(b).tobytes()
-    )
-
-
-def program(lowered: Any) -> str:
-    """The program that XLA gets, less its name."""
-    text: str = lowered.as_text()
-    name, _, rest = text.partition(" attributes ")
-    return rest if name.startswith("module @") else text
-
-
-def interleaved(functions: dict[str, Fn], *args: jax.Array) -> tuple[dict[str, Any], Seconds]:
-    """What each function returns, and its median seconds, the functions called in turn.
-
-    The reference comes first. The seconds of a function that is the same program are None;
-    if that is slow, its result is the reference's.
-    """
-    lowered = {name: jax.jit(f).lower(*args) for name, f in functions.items()}
-    programs = {name: program(x) for name, x in lowered.items()}
-    results: dict[str, Any] = {}
-    times: dict[str, list[float]] = {}
-    calls: dict[str, Fn] = {}
-
-    def call(name: str, function: Fn) -> float:
-        start = time.perf_counter()
-        results[name] = jax.block_until_ready(function(*args))
-        return time.perf_counter() - start
-
-    slow = False
-    for name in functions:
-        twin = name != REFERENCE and programs[name] == programs[REFERENCE]
-        if twin and slow:
-            results[name] = results[REFERENCE]
-            continue
-        start = time.perf_counter()
-        compiled = lowered[name].compile()
-        seconds = call(name, compiled)
-        if name == REFERENCE:
-            slow = time.perf_counter() - start > _SLOW
-        if not twin:
-            calls[name], times[name] = compiled, [seconds]
-    for i in range(1, _MOST_CALLS):
-        for name in reversed(calls) if i % 2 else calls:
-            if sum(times[name]) < _PATIENCE:
-                times[name].append(call(name, calls[name]))
-    # The first call, which warms caches, counts only where there are no others.
-    return results, {
-        name: statistics.median(times[name][1:] or times[name]) if name in times else None
-        for name in functions
-    }
-
-
-def difference(a: jax.Array, b: jax.Array) -> float:
-    """The largest, of the largest magnitude in `b`; infinite if they are not comparable."""
-    if (a.shape, a.dtype) != (b.shape, b.dtype):
-        return math.inf
-    x, y = (np.asarray(array).astype(np.float64) for array in (a, b))
-    largest = float(np.max(np.abs(x - y), initial=0.0) / np.max(np.abs(y), initial=1e-30))
-    return math.inf if math.isnan(largest) else largest
 
 
 def measure(layer: Layer, dtype: str) -> dict[str, Any]:
@@ -198,35 +91,10 @@ def measure(layer: Layer, dtype: str) -> dict[str, Any]:
     }
 
 
-def tolerance(dtype: str) -> float:
-    return TOLERANCES[dtype][jax.default_backend() != "cpu"]
-
-
 def speedup(seconds: Seconds, name: str) -> float:
     """The reference's time over an implementation's; 1 if they are the same program."""
     reference, own = seconds[REFERENCE], seconds[name]
     return reference / own if reference and own else 1.0
-
-
-def cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    device = jax.devices()[0]
-    return {
-        "jaxconvt": jaxconvt.__version__,
-        "jax": jax.__version__,
-        "jaxlib": jaxlib_version,
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "cores": cores(),
-        "backend": jax.default_backend(),
-        "device": device.device_kind,
-        "devices": jax.device_count(),
-    }
 
 
 _NAME_WIDTH = max(len(name) for name in BY_NAME)
@@ -340,7 +208,7 @@ def parser() -> argparse.ArgumentParser:
         + ", ".join(f"{TOLERANCES[dtype][0]:.0e} in {dtype}" for dtype in DTYPES[1:])
         + ". forward is the value, step the value and both gradients, in medians of calls made "
         "in turn; = stands for the same program as jax.lax's, which is not timed, and if it "
-        f"takes over {_SLOW} s to compile and call not run twice. The exit status is 0 if all "
+        f"takes over {SLOW} s to compile and call not run twice. The exit status is 0 if all "
         "layers agree, otherwise 1.",
     )
     add = result.add_argument
@@ -401,4 +269,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has read enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        status = 1
+    sys.exit(status)

@@ -120,7 +120,10 @@ def _show(value: Any) -> str:
     """`repr`, in one line of at most 80 characters; a traced value by what it is."""
     if isinstance(value, jax.core.Tracer):
         return f"a traced value ({value.aval.str_short()})"
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # its own, or an integer of thousands of digits
+        return f"a value of type {type(value).__name__} that has no repr"
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -164,9 +167,13 @@ def _items(name: str, value: Any, expected: str, whole: Any = None) -> tuple[Any
 def integers(name: str, value: Any, n: int, least: int) -> Ints:
     """`value` as `n` integers of at least `least`."""
     expected = f"a sequence of {n} integers, one for each spatial dimension"
+    if n and type(value) is int:
+        hint = f"for {_show(value)} in each, pass {_show((value,) * n)}."
+        raise TypeError(f"{name} must be {expected}, got {_show(value)}; {hint}")
     items = _items(name, value, expected)
     if len(items) != n:
-        raise ValueError(f"{name} must be {expected}, got {len(items)}: {_show(value)}.")
+        spatial = " without batch and channels" if len(items) == n + 2 else ""
+        raise ValueError(f"{name} must be {expected}{spatial}, got {len(items)}: {_show(value)}.")
     result = tuple([_integer(name, item, value) for item in items])
     if result and min(result) < least:
         kind = "positive" if least == 1 else "non-negative"
@@ -219,7 +226,10 @@ def paddings(value: Any, n: int, names: bool) -> str | tuple[Padding, ...]:
         if value.upper() not in _NAMES:
             raise ValueError(f"padding must be {expected}, got {_show(value)}.")
         return value
-    items = _items("padding", value, expected)
+    items = (value,) * n if type(value) is int else _items("padding", value, expected)
+    if n == len(items) > 0 and all(type(pad) is int for pad in items):
+        hint = f"for as much at both ends, pass {_show([(pad, pad) for pad in items])}."
+        raise TypeError(f"padding must be {expected}, got {_show(value)}; {hint}")
     if len(items) != n:
         raise ValueError(f"padding must be {expected}, got {len(items)}: {_show(value)}.")
     result: list[Padding] = []
@@ -426,9 +436,10 @@ def read(
     lhs, rhs = array("lhs", lhs, or_struct), array("rhs", rhs, or_struct)
     ndim = lhs.ndim
     if ndim < 2 or rhs.ndim != ndim:
+        hint = " Has lhs no batch? Pass lhs[None]." if rhs.ndim == ndim + 1 > 2 else ""
         raise ValueError(
             f"lhs and rhs must have the same rank, at least 2, got lhs of shape {lhs.shape} "
-            f"and rhs of shape {rhs.shape}."
+            f"and rhs of shape {rhs.shape}.{hint}"
         )
     n = ndim - 2
     check_dtypes(lhs, rhs)
@@ -499,6 +510,10 @@ def _check_channels(
         swapped = rhs_shape[i_axis] * groups if transpose_kernel else rhs_shape[o_axis]
         if swapped == features:
             hint = f" Did you mean transpose_kernel={not transpose_kernel}?"
+        fitting = got if transpose_kernel else got * groups
+        last, second = len(lhs_shape) - 1, lhs_shape[1]
+        if not hint and lhs_axis == last and type(second) is int and second == fitting:
+            hint = " Are the channels of lhs in axis 1? Say so by dimension_numbers."
         per = f" / {groups} groups" if groups > 1 and not transpose_kernel else ""
         raise ValueError(
             f"rhs must have {wanted} {role} features, as lhs has {features} channels{per}, got "

@@ -58,13 +58,15 @@ def sequence(name):
     held = f"{name} must hold integers"
     f64 = np.float64(2)
     return [
-        kind(f"{name} number", f"{wanted}, got 2.", **{name: 2}),
+        kind(f"{name} number", f"{wanted}, got 2; for 2 in each, pass (2, 2).", **{name: 2}),
         kind(f"{name} string", f"{wanted}, got '22'.", **{name: "22"}),
         kind(f"{name} bytes", f"{wanted}, got b'22'.", **{name: b"22"}),
         kind(f"{name} 0-d array", f"{wanted}, got array(2).", **{name: np.array(2)}),
         value(f"{name} short", f"{wanted}, got 1: (2,).", **{name: (2,)}),
         value(f"{name} empty", f"{wanted}, got 0: ().", **{name: ()}),
         value(f"{name} long", f"{wanted}, got 3: [2, 2, 2].", **{name: [2, 2, 2]}),
+        value(f"{name} of all axes", f"{wanted} without batch and channels, got 4: (1, 2, 2, 6).",
+              **{name: (1, 2, 2, 6)}),
         kind(f"{name} float", f"{held}, got 2.0 of type float in (2.0, 2).", **{name: (2.0, 2)}),
         kind(f"{name} float array", f"{held}, got {f64!r} of type float64 in array([2., 2.]).",
              **{name: np.array([2.0, 2.0])}),
@@ -91,6 +93,7 @@ DTYPES = (
     "lhs and rhs must have the same dtype, got lhs of {} and rhs of {}; convert one of them with "
     ".astype."
 )
+IN_PAIRS = "; for as much at both ends, pass {}."
 PADDING = (
     "padding must be 'SAME', 'VALID', 'SAME_LOWER', or a sequence of 2 (low, high) pairs of "
     "integers, one for each spatial dimension, got {}."
@@ -150,6 +153,8 @@ TABLE = [
     kind("lhs dates", NUMBERS.format("lhs", "datetime64[s]"), lhs=LHS.astype("datetime64[s]")),
     value("rank 0", RANKS.format("()", "(3, 2, 4, 6)"), lhs=np.float32(1)),
     value("rank 1", RANKS.format("(4,)", "(6,)"), lhs=LHS[0, 0, 0], rhs=RHS[0, 0, 0]),
+    value("no batch", RANKS.format("(5, 4, 4)", "(3, 2, 4, 6)") + " Has lhs no batch? Pass "
+          "lhs[None].", lhs=LHS[0]),
     value("ranks", RANKS.format("(1, 5, 4, 4)", "(2, 4, 6)"), rhs=RHS[0]),
     kind("dtypes", DTYPES.format("float32", "float16"), rhs=RHS.astype(np.float16)),
     kind("integer lhs", DTYPES.format("int32", "float32"), lhs=LHS.astype(np.int32)),
@@ -176,9 +181,13 @@ TABLE = [
     negative("output_shape", "non-negative"),
     # padding
     kind("padding none", PADDING.format("None"), padding=None),
-    kind("padding number", PADDING.format("1"), padding=1),
+    kind("padding number", PADDING[:-1].format("1") + IN_PAIRS.format("[(1, 1), (1, 1)]"),
+         padding=1),
     kind("padding bytes", PADDING.format("b'SAME'"), padding=b"SAME"),
-    kind("padding numbers", PADDING.format("1 in (1, 1)"), padding=(1, 1)),
+    kind("padding numbers", PADDING[:-1].format("(1, 2)") + IN_PAIRS.format("[(1, 1), (2, 2)]"),
+         padding=(1, 2)),
+    kind("padding mixed", PADDING.format("1 in [(1, 1), 1]"), padding=[(1, 1), 1]),
+    value("padding of sides", PADDING.format("4: (0, 1, 0, 1)"), padding=(0, 1, 0, 1)),
     value("padding name", PADDING.format("'FULL'"), padding="FULL"),
     value("padding empty name", PADDING.format("''"), padding=""),
     value("padding short", PADDING.format("1: ((1, 1),)"), padding=((1, 1),)),
@@ -270,6 +279,12 @@ TABLE = [
           rhs=RHS[:, :, :2], feature_group_count=2, transpose_kernel=True),
     value("channels of a layout", CHANNELS.format("5 in", "5 channels", 2, 1, "(3, 2, 4, 6)", 5, 1,
           ""), dimension_numbers=("NCHW", "OIHW", "NCHW")),
+    value("channels first", CHANNELS.format("4 in", "4 channels", 5, 2, "(3, 2, 5, 6)", 4, 3,
+          " Are the channels of lhs in axis 1? Say so by dimension_numbers."),
+          rhs=np.zeros((3, 2, 5, 6), np.float32)),
+    value("channels first, kernel", CHANNELS.format("4 out", "4 channels", 5, 3, "(3, 2, 6, 5)", 4,
+          3, " Are the channels of lhs in axis 1? Say so by dimension_numbers."),
+          rhs=np.zeros((3, 2, 6, 5), np.float32), transpose_kernel=True),
     # Yes or no.
     *(
         row
@@ -408,6 +423,11 @@ class ErrorsTest(parameterized.TestCase):
         self.assertEqual(conv_transpose(lhs, rhs, **call).dtype, np.float32)
         with util.x64(), self.assertRaisesRegex(TypeError, "preferred_element_type must be one"):
             conv_transpose(lhs, rhs, **call)
+
+    def test_no_repr(self):
+        # Python refuses to write integers of so many digits.
+        with self.assertRaisesRegex(ValueError, "strides must .* 64 bits, got a value of type tu"):
+            conv_transpose(LHS, RHS, (1, 10**5000), "SAME")
 
     def test_error_is_not_cached(self):
         for _ in range(2):

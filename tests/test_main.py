@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from functools import partial
@@ -15,6 +16,7 @@ from jax import lax
 
 import jaxconvt
 from jaxconvt import __main__ as report
+from jaxconvt import _measure as measure
 from jaxconvt._layers import BY_NAME, LAYERS
 
 # Two layers, smaller than they are.
@@ -28,8 +30,8 @@ class ReportTest(parameterized.TestCase):
     @pytest.fixture(autouse=True)
     def _capture(self, capsys, monkeypatch, tmp_path):
         self.capsys, self.monkeypatch, self.tmp_path = capsys, monkeypatch, tmp_path
-        monkeypatch.setattr(report, "_PATIENCE", 0.01)
-        monkeypatch.setattr(report, "_SLOW", math.inf)
+        monkeypatch.setattr(measure, "_PATIENCE", 0.01)
+        monkeypatch.setattr(measure, "SLOW", math.inf)
         monkeypatch.setattr(report, "BY_NAME", BY_NAME | SMALL)
 
     def run_main(self, *arguments):
@@ -141,12 +143,12 @@ class ReportTest(parameterized.TestCase):
 
     @parameterized.parameters(0.0, math.inf)
     def test_twins_are_not_timed_and_run_unless_slow(self, slow):
-        self.monkeypatch.setattr(report, "_SLOW", slow)
-        self.monkeypatch.setattr(report, "_MOST_CALLS", 1)
+        self.monkeypatch.setattr(measure, "SLOW", slow)
+        self.monkeypatch.setattr(measure, "_MOST_CALLS", 1)
         functions = {"jax.lax": jnp.sin, "dilated": jnp.sin, "auto": jnp.cos}
-        results, seconds = report.interleaved(functions, jnp.arange(3.0))
+        results, seconds = measure.interleaved(functions, jnp.arange(3.0))
         self.assertEqual(results["dilated"] is results["jax.lax"], slow == 0.0)
-        self.assertTrue(report.same(results["dilated"], results["jax.lax"]))
+        self.assertTrue(measure.same(results["dilated"], results["jax.lax"]))
         np.testing.assert_allclose(results["auto"], np.cos(np.arange(3.0)), rtol=1e-6)
         self.assertIsNone(seconds["dilated"])
         self.assertGreater(seconds["jax.lax"], 0)
@@ -154,15 +156,15 @@ class ReportTest(parameterized.TestCase):
 
     def test_difference(self):
         x = jnp.array([1.0, -4.0])
-        self.assertEqual(report.difference(x, x), 0)
-        self.assertEqual(report.difference(x.at[0].set(2), x), 0.25)
-        self.assertEqual(report.difference(x.at[0].set(jnp.nan), x), math.inf)
-        self.assertEqual(report.difference(x.astype(jnp.bfloat16), x), math.inf)
-        self.assertEqual(report.difference(x[:1], x), math.inf)
-        self.assertEqual(report.difference(x[:0], x[:0]), 0)
+        self.assertEqual(measure.difference(x, x), 0)
+        self.assertEqual(measure.difference(x.at[0].set(2), x), 0.25)
+        self.assertEqual(measure.difference(x.at[0].set(jnp.nan), x), math.inf)
+        self.assertEqual(measure.difference(x.astype(jnp.bfloat16), x), math.inf)
+        self.assertEqual(measure.difference(x[:1], x), math.inf)
+        self.assertEqual(measure.difference(x[:0], x[:0]), 0)
 
     def test_slow_strangers_run(self):
-        self.monkeypatch.setattr(report, "_SLOW", 0.0)
+        self.monkeypatch.setattr(measure, "SLOW", 0.0)
         status, out = self.wrong(lambda out: -out, "dilated")
         self.assertEqual(status, 1)
         self.assertIn("dilated DIFFERS in value", out)
@@ -193,13 +195,21 @@ class ReportTest(parameterized.TestCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn("1 of 1 layers equal", done.stdout)
 
+    def test_a_reader_that_leaves(self):
+        reader, writer = os.pipe()
+        os.close(reader)
+        command = [sys.executable, "-m", "jaxconvt", "--list"]
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+        os.close(writer)
+        self.assertEqual((done.returncode, done.stderr), (1, b""))
+
     def test_same(self):
         x = jnp.array([0.0, 1.0, jnp.nan])
-        self.assertTrue(report.same(x, jnp.array(x)))
-        self.assertFalse(report.same(x, -x))
-        self.assertFalse(report.same(x, x[:, None]))
-        self.assertFalse(report.same(x, x.astype(jnp.bfloat16)))
-        self.assertFalse(report.same(jnp.asarray(1.0), jnp.ones(())))  # weak type
+        self.assertTrue(measure.same(x, jnp.array(x)))
+        self.assertFalse(measure.same(x, -x))
+        self.assertFalse(measure.same(x, x[:, None]))
+        self.assertFalse(measure.same(x, x.astype(jnp.bfloat16)))
+        self.assertFalse(measure.same(jnp.asarray(1.0), jnp.ones(())))  # weak type
 
 
 class LayersTest(parameterized.TestCase):
@@ -213,10 +223,10 @@ class LayersTest(parameterized.TestCase):
     def test_by_hand_where_jax_lax_lacks_an_argument(self, name):
         lacking = {"feature_group_count", "output_padding", "output_shape"}
         lacks = lacking & set(BY_NAME[name].call().kwargs)
-        self.assertEqual(bool(lacks), name in report._BY_HAND)
+        self.assertEqual(bool(lacks), name in measure._BY_HAND)
         call = BY_NAME[name].call()
         ours = jax.eval_shape(partial(jaxconvt.conv_transpose, **call.kwargs), call.lhs, call.rhs)
-        expected = jax.eval_shape(report.reference(BY_NAME[name]), call.lhs, call.rhs)
+        expected = jax.eval_shape(measure.reference(BY_NAME[name]), call.lhs, call.rhs)
         self.assertEqual(ours.shape, expected.shape)
 
     @parameterized.parameters("dcgan_4", "atrous", "bilinear_depthwise", "istft", "jax_31662")
