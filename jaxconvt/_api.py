@@ -150,7 +150,7 @@ def conv_transpose(
         obstacle = _bilinear.obstacle(lhs, rhs, spec)
         if not obstacle:
             numerics = precision, preferred_element_type
-            return _bilinear.conv(lhs, rhs, spec, implementation, *numerics, **sharding)
+            return _bilinear.conv(lhs, rhs, spec, implementation, *numerics, out_sharding)
         if implementation != "auto":
             raise ValueError(
                 f"implementation must be 'dilated' or 'auto' for {obstacle}, got "

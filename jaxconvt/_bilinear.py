@@ -132,18 +132,19 @@ def conv(
     implementation: str,
     precision: Any,
     preferred_element_type: Any,
-    **out_sharding: Any,
+    out_sharding: Any = None,
 ) -> jax.Array:
     """`_dilated.conv` by the primitive, for which there must be no `obstacle`."""
     arguments = spec, implementation, precision, preferred_element_type
     out: jax.Array
     traced = isinstance(lhs, jax.core.Tracer) or isinstance(rhs, jax.core.Tracer)
-    if not (traced or out_sharding or _jit_disabled()):
-        out = _eager(lhs, rhs, *arguments)
-    elif out_sharding or _explicit(lhs, rhs):
+    if not (traced or _jit_disabled()):
+        out = _eager(lhs, rhs, *arguments, out_sharding)
+    elif out_sharding is not None or _explicit(lhs, rhs):
         # Sharded as the default would be; the compiler's business inside. (`jax.eval_shape`
         # forgets the sharding where not all axes of the mesh are Explicit.)
-        default = partial(_dilated.conv, spec=spec, **out_sharding)
+        sharding = {} if out_sharding is None else {"out_sharding": out_sharding}
+        default = partial(_dilated.conv, spec=spec, **sharding)
         (like,) = jax.make_jaxpr(default)(lhs, rhs).out_avals
         inside = jax.sharding.auto_axes(
             lambda lhs, rhs: _conv(lhs, rhs, *arguments),
@@ -200,7 +201,7 @@ def _conv(
     return lax.transpose(out, order)
 
 
-_eager = jax.jit(conv, static_argnums=(2, 3, 4, 5), inline=True)
+_eager = jax.jit(conv, static_argnums=(2, 3, 4, 5, 6), inline=True)
 
 
 # Evaluation

@@ -19,7 +19,7 @@ from jax import export, lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxconvt import IMPLEMENTATIONS, _plan, conv_transpose
+from jaxconvt import IMPLEMENTATIONS, _bilinear, _plan, conv_transpose
 from tests import util
 
 LHS, RHS = util.random("lhs", (8, 32, 8, 8)), util.random("rhs", (4, 3, 8, 16))
@@ -251,6 +251,9 @@ class ExplicitTest(parameterized.TestCase):
             for x, spec in zip(got, (out or lhs, lhs, rhs), strict=True):
                 self.assertEqual(jax.typeof(x).sharding.spec, P(*spec, *[None] * (4 - len(spec))))
             eager = f(*operands)
+            with mock.patch.object(_bilinear, "_conv") as traced:
+                f(*operands)  # the same call again: compiled already
+        self.assertFalse(traced.called)
         self.assertEqual(jax.typeof(eager), jax.typeof(got[0]))
         assert_close(got, one_device(implementation)[0])
         assert_close([eager], one_device(implementation)[0])
