@@ -103,8 +103,8 @@ _NAME_WIDTH = max(len(name) for name in BY_NAME)
 def header(dtype: str) -> str:
     letters = ", ".join(f"{letter} {name}" for name, letter in SHORT.items())
     text = f"""\
-auto      by how much it is faster, and its largest difference from jax.lax, of the largest
-          magnitude in the array (up to {tolerance(dtype):.0e} counts as equal)
+differs   dilated, to the bit; auto's largest difference from jax.lax, of the largest magnitude
+          in the array (up to {tolerance(dtype):.0e} counts as equal)
 picks     auto's, for value, lhs gradient and rhs gradient:
           {letters};
           + for each axis that is gathered first, /4 in 4 chunks of the batch
@@ -116,6 +116,7 @@ picks     auto's, for value, lhs gradient and rhs gradient:
         columns += f"{name:>9}" + (f"{'faster':>8}" if name in APPROXIMATE else "")
     top = "".join(f"  {mode + ', ms':>{len(columns)}}" for mode in MODES)
     verdicts = "".join(f"{name:>9}" for name in IMPLEMENTATIONS)
+    top += f"{'differs':>{len(verdicts)}}"
     return (
         f"{text}{'':{_NAME_WIDTH}}{top}\n{'layer':{_NAME_WIDTH}}{('  ' + columns) * len(MODES)}"
         f"{verdicts}  picks"
@@ -138,7 +139,7 @@ def line(row: dict[str, Any]) -> str:
             if name in APPROXIMATE:
                 text += f"{row['speedup'][name][mode]:>7.1f}x"
     for name in IMPLEMENTATIONS:
-        verdict = "DIFFERS" if row["differs"][name] else "same"
+        verdict = "DIFFERS" if row["differs"][name] else "no"
         if name in APPROXIMATE:
             verdict = f"{max(row['difference'][name].values()):.0e}"
         text += f"{verdict:>9}"

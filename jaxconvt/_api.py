@@ -1,5 +1,7 @@
 """The signature, its documentation, and the dispatch."""
 
+from __future__ import annotations  # `help` then shows them as they are written here
+
 import inspect
 from collections.abc import Sequence
 from typing import Any

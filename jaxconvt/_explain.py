@@ -146,7 +146,7 @@ def _explanation(platform: str, lhs: Array, rhs: Array, spec: Spec, dtype: Any) 
     why = (
         f"of the lowerings whose intermediates are small enough, and whose estimated time is "
         f"within {rates.trusted - 1:.0%} of the least, the one with the smallest intermediates. "
-        f"Times are for comparison, and predict no clock; constants {source}."
+        f"Times are for comparison, not predictions of what a clock shows; constants {source}."
     )
     if type(letters["n"]) is not int:
         why += f" The batch, {letters['n']}, is taken for one image."

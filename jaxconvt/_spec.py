@@ -56,9 +56,10 @@ def array(name: str, value: Any, or_struct: bool = False) -> Array:
         or_struct and isinstance(value, jax.ShapeDtypeStruct)
     ):
         if not hasattr(value, "__jax_array__"):
+            kinds = "a JAX or NumPy array" + ", or a jax.ShapeDtypeStruct" * or_struct
             raise TypeError(
-                f"{name} must be a JAX or NumPy array, got {_show(value)} of type "
-                f"{type(value).__name__}; convert it with jnp.asarray."
+                f"{name} must be {kinds}, got {_show(value)} of type {type(value).__name__}; "
+                f"convert it with jnp.asarray."
             )
         value = jnp.asarray(value)
     if not _is_number(value.dtype):
@@ -164,6 +165,10 @@ def _items(name: str, value: Any, expected: str, whole: Any = None) -> tuple[Any
     raise TypeError(f"{name} must be {expected}, got {_show(value)}{within}.")
 
 
+def _of_rank(n: int) -> str:
+    return f", where lhs of rank {n + 2} has {n} spatial dimension{'s' * (n != 1)}"
+
+
 def integers(name: str, value: Any, n: int, least: int) -> Ints:
     """`value` as `n` integers of at least `least`."""
     expected = f"a sequence of {n} integers, one for each spatial dimension"
@@ -173,7 +178,9 @@ def integers(name: str, value: Any, n: int, least: int) -> Ints:
     items = _items(name, value, expected)
     if len(items) != n:
         spatial = " without batch and channels" if len(items) == n + 2 else ""
-        raise ValueError(f"{name} must be {expected}{spatial}, got {len(items)}: {_show(value)}.")
+        raise ValueError(
+            f"{name} must be {expected}{spatial}, got {len(items)}: {_show(value)}{_of_rank(n)}."
+        )
     result = tuple([_integer(name, item, value) for item in items])
     if result and min(result) < least:
         kind = "positive" if least == 1 else "non-negative"
@@ -206,8 +213,11 @@ def choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raises ValueError unless `value` is one of `choices`, TypeError if it is traced."""
     if not isinstance(value, str) or value not in choices:
         _untraced(name, value)
+        # "col2im in 4 chunks" is how `explain` says it.
+        known = isinstance(value, str) and value.partition(" ")[0] in choices
+        hint = f"; pass {value.partition(' ')[0]!r}, which picks its form itself" if known else ""
         raise ValueError(
-            f"{name} must be one of {', '.join(map(repr, choices))}, got {_show(value)}."
+            f"{name} must be one of {', '.join(map(repr, choices))}, got {_show(value)}{hint}."
         )
 
 
@@ -231,7 +241,9 @@ def paddings(value: Any, n: int, names: bool) -> str | tuple[Padding, ...]:
         hint = f"for as much at both ends, pass {_show([(pad, pad) for pad in items])}."
         raise TypeError(f"padding must be {expected}, got {_show(value)}; {hint}")
     if len(items) != n:
-        raise ValueError(f"padding must be {expected}, got {len(items)}: {_show(value)}.")
+        raise ValueError(
+            f"padding must be {expected}, got {len(items)}: {_show(value)}{_of_rank(n)}."
+        )
     result: list[Padding] = []
     for item in items:
         if isinstance(item, str):
@@ -502,21 +514,41 @@ def _check_channels(
             raise ValueError(
                 f"feature_group_count must divide the output channels of rhs, got "
                 f"feature_group_count={groups} and {outputs} channels in axis {o_axis} of rhs "
-                f"{rhs_shape}."
+                f"{rhs_shape}; its in features are those of one group, here "
+                f"{features // groups}, its out features those of all."
             )
     got = rhs_shape[axis]
     if type(got) is int and type(wanted) is int and got != wanted:
-        hint = ""
-        swapped = rhs_shape[i_axis] * groups if transpose_kernel else rhs_shape[o_axis]
-        if swapped == features:
-            hint = f" Did you mean transpose_kernel={not transpose_kernel}?"
-        fitting = got if transpose_kernel else got * groups
-        last, second = len(lhs_shape) - 1, lhs_shape[1]
-        if not hint and lhs_axis == last and type(second) is int and second == fitting:
-            hint = " Are the channels of lhs in axis 1? Say so by dimension_numbers."
         per = f" / {groups} groups" if groups > 1 and not transpose_kernel else ""
         raise ValueError(
             f"rhs must have {wanted} {role} features, as lhs has {features} channels{per}, got "
             f"{got} in axis {axis} of rhs {rhs_shape} against {features} in axis {lhs_axis} of "
-            f"lhs {lhs_shape}.{hint}"
+            f"lhs {lhs_shape}.{_meant(lhs_shape, rhs_shape, dn, groups, transpose_kernel)}"
         )
+
+
+def _meant(
+    lhs_shape: Shape,
+    rhs_shape: Shape,
+    dn: lax.ConvDimensionNumbers,
+    groups: int,
+    transpose_kernel: bool,
+) -> str:
+    """What whoever gave channels that do not fit may have meant."""
+    o_axis, i_axis = dn.rhs_spec[:2]
+    features = lhs_shape[dn.lhs_spec[1]]
+    # In features of all groups, as rhs has them by either reading.
+    here, there = rhs_shape[i_axis] * groups, rhs_shape[o_axis]
+    if transpose_kernel:
+        here, there = there, here
+    layout = "or dimension_numbers that say where rhs has its channels?"
+    if there == features:
+        flipped = "" if transpose_kernel else " (a forward convolution's kernel, which is flipped)"
+        return f" Did you mean transpose_kernel={not transpose_kernel}{flipped}, {layout}"
+    if groups > 1 and not transpose_kernel and rhs_shape[i_axis] == features:
+        return " With groups, rhs has the in features of one of them."
+    if dn.lhs_spec[1] == len(lhs_shape) - 1 and type(here) is int and lhs_shape[1] == here:
+        return " Are the channels of lhs in axis 1? Say so by dimension_numbers."
+    if features in rhs_shape[:i_axis]:
+        return f" Are they in axis {rhs_shape.index(features)} of rhs? Say so by dimension_numbers."
+    return ""

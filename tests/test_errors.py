@@ -36,6 +36,9 @@ class Rejected(NamedTuple):
     message: str  # all of it, but for what JAX adds in its own words at a final "..."
 
 
+OF_RANK = ", where lhs of rank 4 has 2 spatial dimensions"
+
+
 def value(name, message, **arguments):
     return Rejected(name, arguments, ValueError, message)
 
@@ -62,11 +65,11 @@ def sequence(name):
         kind(f"{name} string", f"{wanted}, got '22'.", **{name: "22"}),
         kind(f"{name} bytes", f"{wanted}, got b'22'.", **{name: b"22"}),
         kind(f"{name} 0-d array", f"{wanted}, got array(2).", **{name: np.array(2)}),
-        value(f"{name} short", f"{wanted}, got 1: (2,).", **{name: (2,)}),
-        value(f"{name} empty", f"{wanted}, got 0: ().", **{name: ()}),
-        value(f"{name} long", f"{wanted}, got 3: [2, 2, 2].", **{name: [2, 2, 2]}),
-        value(f"{name} of all axes", f"{wanted} without batch and channels, got 4: (1, 2, 2, 6).",
-              **{name: (1, 2, 2, 6)}),
+        value(f"{name} short", f"{wanted}, got 1: (2,){OF_RANK}.", **{name: (2,)}),
+        value(f"{name} empty", f"{wanted}, got 0: (){OF_RANK}.", **{name: ()}),
+        value(f"{name} long", f"{wanted}, got 3: [2, 2, 2]{OF_RANK}.", **{name: [2, 2, 2]}),
+        value(f"{name} of all axes", f"{wanted} without batch and channels, got 4: (1, 2, 2, 6)"
+              f"{OF_RANK}.", **{name: (1, 2, 2, 6)}),
         kind(f"{name} float", f"{held}, got 2.0 of type float in (2.0, 2).", **{name: (2.0, 2)}),
         kind(f"{name} float array", f"{held}, got {f64!r} of type float64 in array([2., 2.]).",
              **{name: np.array([2.0, 2.0])}),
@@ -120,6 +123,12 @@ ACCEPTED = (
     "{} must be one that lax.conv_general_dilated accepts for operands of float32, got {}: ..."
 )
 GROUPS = "feature_group_count must be a positive integer, got {}."
+LAYOUT_HINT = "or dimension_numbers that say where rhs has its channels?"
+TRANSPOSED = (
+    " Did you mean transpose_kernel=True (a forward convolution's kernel, which is flipped), "
+    + LAYOUT_HINT
+)
+NOT_TRANSPOSED = " Did you mean transpose_kernel=False, " + LAYOUT_HINT
 CHANNELS = (
     "rhs must have {} features, as lhs has {}, got {} in axis {} of rhs {} against {} in axis {} "
     "of lhs (1, 5, 4, 4).{}"
@@ -187,11 +196,11 @@ TABLE = [
     kind("padding numbers", PADDING[:-1].format("(1, 2)") + IN_PAIRS.format("[(1, 1), (2, 2)]"),
          padding=(1, 2)),
     kind("padding mixed", PADDING.format("1 in [(1, 1), 1]"), padding=[(1, 1), 1]),
-    value("padding of sides", PADDING.format("4: (0, 1, 0, 1)"), padding=(0, 1, 0, 1)),
+    value("padding of sides", PADDING.format(f"4: (0, 1, 0, 1){OF_RANK}"), padding=(0, 1, 0, 1)),
     value("padding name", PADDING.format("'FULL'"), padding="FULL"),
     value("padding empty name", PADDING.format("''"), padding=""),
-    value("padding short", PADDING.format("1: ((1, 1),)"), padding=((1, 1),)),
-    value("padding long", PADDING.format("3: [(1, 1), (1, 1), (1, 1)]"), padding=[(1, 1)] * 3),
+    value("padding short", PADDING.format(f"1: ((1, 1),){OF_RANK}"), padding=((1, 1),)),
+    value("padding long", PADDING.format(f"3: {[(1, 1)] * 3}{OF_RANK}"), padding=[(1, 1)] * 3),
     value("padding single", PADDING.format("(1,) in ((1, 2), (1,))"), padding=((1, 2), (1,))),
     value("padding triple", PADDING.format("[1, 2, 3] in [[1, 2, 3], [1, 2]]"),
           padding=[[1, 2, 3], [1, 2]]),
@@ -259,32 +268,41 @@ TABLE = [
           "feature_group_count=3 and 4 channels in axis 3 of lhs (1, 5, 4, 4).",
           rhs=FORWARD, feature_group_count=3, transpose_kernel=True),
     value("groups of rhs", "feature_group_count must divide the output channels of rhs, got "
-          "feature_group_count=4 and 6 channels in axis 3 of rhs (3, 2, 1, 6).",
+          "feature_group_count=4 and 6 channels in axis 3 of rhs (3, 2, 1, 6); its in features are "
+          "those of one group, here 1, its out features those of all.",
           rhs=RHS[:, :, :1], feature_group_count=4),
     value("channels", CHANNELS.format("4 in", "4 channels", 3, 2, "(3, 2, 3, 6)", 4, 3, ""),
           rhs=RHS[:, :, :3]),
     value("channels swapped", CHANNELS.format("4 in", "4 channels", 6, 2, "(3, 2, 6, 4)", 4, 3,
-          " Did you mean transpose_kernel=True?"), rhs=FORWARD),
+          TRANSPOSED), rhs=FORWARD),
     value("channels, kernel", CHANNELS.format("4 out", "4 channels", 3, 3, "(3, 2, 6, 3)", 4, 3,
           ""), rhs=FORWARD[..., :3], transpose_kernel=True),
     value("channels not swapped", CHANNELS.format("4 out", "4 channels", 6, 3, "(3, 2, 4, 6)", 4,
-          3, " Did you mean transpose_kernel=False?"), transpose_kernel=True),
+          3, NOT_TRANSPOSED), transpose_kernel=True),
     value("channels of groups", CHANNELS.format("2 in", "4 channels / 2 groups", 4, 2,
-          "(3, 2, 4, 6)", 4, 3, ""), feature_group_count=2),
+          "(3, 2, 4, 6)", 4, 3, " With groups, rhs has the in features of one of them."),
+          feature_group_count=2),
     value("channels of groups swapped", CHANNELS.format("2 in", "4 channels / 2 groups", 3, 2,
-          "(3, 2, 3, 4)", 4, 3, " Did you mean transpose_kernel=True?"),
+          "(3, 2, 3, 4)", 4, 3, TRANSPOSED),
           rhs=FORWARD[:, :, :3], feature_group_count=2),
     value("channels of groups not swapped", CHANNELS.format("4 out", "4 channels", 6, 3,
-          "(3, 2, 2, 6)", 4, 3, " Did you mean transpose_kernel=False?"),
+          "(3, 2, 2, 6)", 4, 3, NOT_TRANSPOSED),
           rhs=RHS[:, :, :2], feature_group_count=2, transpose_kernel=True),
     value("channels of a layout", CHANNELS.format("5 in", "5 channels", 2, 1, "(3, 2, 4, 6)", 5, 1,
           ""), dimension_numbers=("NCHW", "OIHW", "NCHW")),
     value("channels first", CHANNELS.format("4 in", "4 channels", 5, 2, "(3, 2, 5, 6)", 4, 3,
           " Are the channels of lhs in axis 1? Say so by dimension_numbers."),
           rhs=np.zeros((3, 2, 5, 6), np.float32)),
+    value("channels first, groups", CHANNELS.replace("1, 5", "1, 6").format("2 in", "4 channels / "
+          "2 groups", 3, 2, "(3, 2, 3, 6)", 4, 3, " Are the channels of lhs in axis 1? Say so by "
+          "dimension_numbers."), lhs=np.zeros((1, 6, 4, 4), np.float32),
+          rhs=np.zeros((3, 2, 3, 6), np.float32), feature_group_count=2),
     value("channels first, kernel", CHANNELS.format("4 out", "4 channels", 5, 3, "(3, 2, 6, 5)", 4,
           3, " Are the channels of lhs in axis 1? Say so by dimension_numbers."),
           rhs=np.zeros((3, 2, 6, 5), np.float32), transpose_kernel=True),
+    value("channels of a kernel elsewhere", CHANNELS.format("4 in", "4 channels", 3, 2,
+          "(6, 4, 3, 2)", 4, 3, " Are they in axis 1 of rhs? Say so by dimension_numbers."),
+          rhs=np.zeros((6, 4, 3, 2), np.float32)),
     # Yes or no.
     *(
         row
@@ -339,6 +357,8 @@ TABLE = [
           output_shape=(10, 8), padding=((1, 1), (0, 1))),
     # implementation
     value("implementation name", IMPLEMENTATION.format("'fast'"), implementation="fast"),
+    value("implementation explained", IMPLEMENTATION[:-1].format("'col2im in 4 chunks'")
+          + "; pass 'col2im', which picks its form itself.", implementation="col2im in 4 chunks"),
     value("implementation none", IMPLEMENTATION.format("None"), implementation=None),
     value("implementation array", IMPLEMENTATION.format("array(['a', 'b'], dtype='<U1')"),
           implementation=np.array(["a", "b"])),

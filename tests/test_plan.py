@@ -313,7 +313,7 @@ class Explain(parameterized.TestCase):
         for precision in (None, "highest", ["highest", "default"]):
             explain(x, x, (2, 2), "SAME", precision=precision, platform="cpu")
         for lhs, words in (
-            ([[0.0]], "lhs must be a JAX or NumPy array, got"),
+            ([[0.0]], "lhs must be a JAX or NumPy array, or a jax.ShapeDtypeStruct, got"),
             (np.array([["a"]]), "lhs must be an array of numbers or bools"),
             (jax.ShapeDtypeStruct(x.shape, jax.dtypes.float0), "lhs must be an array of num"),
         ):
