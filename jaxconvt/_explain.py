@@ -23,7 +23,8 @@ class Explanation:
     the estimated seconds of every lowering (it is empty where nothing is estimated), and
     `reason` says why. "col2im with the first 2 axes gathered" and "col2im in 4 chunks" (of
     the batch) are forms of "col2im", by which name they are pinned. Chunks are for a program of
-    one device: where it is divided among several, the whole batch is taken at once. A symbolic
+    one device: where it is divided among several, the whole batch is taken at once, and the
+    lhs gradient is "dilated" or plain "col2im", which devices sum once at most. A symbolic
     batch is taken for one image.
 
     Example:

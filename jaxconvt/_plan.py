@@ -263,6 +263,10 @@ def gemm(at: Call, gathered: int) -> Gemm:
 
 def candidates(at: Call) -> list[Choice]:
     """Every lowering of the face, in order of preference among equals."""
+    if at.face == "lhs" and not at.alone:
+        # What else there is makes several results of the size of lhs or more, and devices that
+        # divide j then sum all of them over each other.
+        return [Choice("dilated"), Choice("col2im")]
     # With all axes gathered the kernel gradient is that of "polyphase".
     most = 0 if at.depthwise else len(at.axes) - (at.face == "rhs")
     gathered = [Choice("col2im", axes) for axes in range(1, most + 1)]

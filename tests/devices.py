@@ -19,7 +19,8 @@ from jax import export, lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxconvt import IMPLEMENTATIONS, _bilinear, _plan, conv_transpose
+from jaxconvt import IMPLEMENTATIONS, _bilinear, _plan, conv_transpose, explain
+from jaxconvt._layers import BY_NAME
 from tests import util
 
 LHS, RHS = util.random("lhs", (8, 32, 8, 8)), util.random("rhs", (4, 3, 8, 16))
@@ -171,6 +172,25 @@ class ShardedTest(parameterized.TestCase):
             divided = jax.device_put((LHS, RHS), (sharding(P("ab")), sharding(P())))
             loops = ["while" in f.lower(*x).as_text() for x in ((LHS, RHS), divided)]
         self.assertEqual(loops, [True, False])
+
+    @parameterized.product(implementation=("col2im", "auto"), layer=("dcgan_64", "vnet"))
+    def test_divided_output_channels_are_summed_once(self, implementation, layer):
+        # In the lhs gradient, as it is and not what is folded to it, as one device would have it.
+        call = BY_NAME[layer]._replace(out=256).call()
+        alone = explain(call.lhs, call.rhs, platform="cpu", **call.kwargs)
+        self.assertIn("gathered", alone.choices["lhs gradient"])
+        f = functools.partial(conv_transpose, implementation=implementation, **call.kwargs)
+        last = P(*[None] * (len(call.lhs.shape) - 1), ("a", "b"))
+        out = jax.eval_shape(f, call.lhs, call.rhs)
+        program = jax.jit(
+            lambda lhs, rhs, ct: jax.vjp(f, lhs, rhs)[1](ct),
+            in_shardings=[sharding(spec) for spec in (P(), last, last)],
+        )
+        text = program.lower(call.lhs, call.rhs, out).compile().as_text()
+        shapes = re.findall(rf"= f32\[([\d,]+)\]\S* {REDUCE}(?:-start)?\(", text)
+        summed = [math.prod(map(int, shape.split(","))) for shape in shapes]
+        self.assertEqual(summed, [math.prod(call.lhs.shape)])
+        self.assertEqual(text.count(f" {REDUCE}("), 1)
 
     @EVERY
     def test_groups(self, implementation):

@@ -221,6 +221,13 @@ class Chunks(parameterized.TestCase):
         at = at._replace(alone=False)
         self.assertEmpty([c for c in _plan.candidates(at) if c.chunks > 1])
 
+    @parameterized.named_parameters((layer.name, layer.name) for layer in LAYERS)
+    def test_what_many_devices_may_have_to_sum_is_lhs_itself(self, name):
+        at = decided(name, "lhs", "cpu")[0]._replace(alone=False)
+        for implementation in ("auto", "col2im"):
+            choice = _plan.choose(implementation, "cpu", at, True)
+            self.assertIn(choice, [_plan.Choice("dilated"), _plan.Choice("col2im")])
+
     def test_a_large_batch_needs_no_more_memory(self):
         # What the compiler allocates, copies around and inside the loop included.
         layer = BY_NAME["resnet_decoder"]
