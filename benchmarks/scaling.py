@@ -3,9 +3,9 @@
     python benchmarks/scaling.py            # writes benchmarks/results/scaling.json
 
 A layer grows with the number of devices (1, 2, 4, 8 devices of one host): in images, in rows,
-or in output channels, and is divided among them along what grows, so that the work of each
-stays the same. Ideally so do all the figures, which are those of one device's program for the
-value and both gradients, as XLA compiled it for the CPU:
+in output channels, or in input channels, and is divided among them along what grows, so that
+the work of each stays the same. Ideally so do all the figures, which are those of one device's
+program for the value and both gradients, as XLA compiled it for the CPU:
 
     FLOPs, bytes    of its cost analysis, as multiples of those on one device
     moved           bytes that its collectives return, by kind
@@ -39,12 +39,12 @@ NAMES = ("jax.lax", *[name for name in IMPLEMENTATIONS if name != "dilated"])
 LAYERS = ("dcgan_64", "hifigan_2", "vnet")
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
 
-# What grows: the specs of lhs and rhs, and that of the output, which the cotangent has.
-DEVICES = "devices"
-GROWING = {
-    "images": (P(DEVICES), P(), P(DEVICES)),
-    "rows": (P(None, DEVICES), P(), P(None, DEVICES)),
-    "output channels": (P(), DEVICES, DEVICES),  # of the last axis
+# What grows: the axis of lhs, rhs and the output (and so the cotangent) that is divided.
+GROWING: dict[str, tuple[int | None, int | None, int | None]] = {
+    "images": (0, None, 0),
+    "rows": (1, None, 1),
+    "output channels": (None, -1, -1),
+    "input channels": (-1, -2, None),
 }
 
 _COLLECTIVE = re.compile(
@@ -59,7 +59,9 @@ def grown(layer: Layer, what: str, times: int) -> Layer:
         return layer._replace(lhs=(n * times, rows, *rest))
     if what == "rows":
         return layer._replace(lhs=(n, rows * times, *rest))
-    return layer._replace(out=layer.out * times)
+    if what == "output channels":
+        return layer._replace(out=layer.out * times)
+    return layer._replace(lhs=(n, rows, *rest[:-1], rest[-1] * times))
 
 
 def moved(program: str) -> dict[str, int]:
@@ -73,16 +75,17 @@ def moved(program: str) -> dict[str, int]:
 
 def measure(layer: Layer, name: str, what: str, count: int) -> dict[str, Any]:
     """One device's share, if there are `count`."""
-    mesh = Mesh(np.array(jax.devices()[:count]), (DEVICES,))
+    mesh = Mesh(np.array(jax.devices()[:count]), ("devices",))
     layer = grown(layer, what, count)
     call = layer.call()
     f = reference(layer)
     if name != "jax.lax":
         f = partial(conv_transpose, implementation=name, **call.kwargs)
     out = jax.eval_shape(f, call.lhs, call.rhs)
-    last = P(*[None] * (out.ndim - 1), DEVICES)
-    specs = [last if spec == DEVICES else spec for spec in GROWING[what]]
-    shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
+    shardings = tuple(
+        NamedSharding(mesh, P() if axis is None else P(*[None] * (axis % out.ndim), "devices"))
+        for axis in GROWING[what]
+    )
     program = jax.jit(step(f), in_shardings=shardings).lower(call.lhs, call.rhs, out).compile()
     costs: Any = program.cost_analysis()
     costs = costs[0] if isinstance(costs, list) else costs  # by the version of JAX
