@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from jaxconvt._geometry import Axes, phase_groups, rows, runs
@@ -49,8 +50,10 @@ class Rates:
     conv3: float  # the same, of 3 and more spatial dimensions
     grouped: float  # times as much if there are groups
     elementwise: float  # per flop of what is no product of matrices
-    packed: float  # per byte of the windows that a convolution gathers
+    packed1: float  # per byte of the windows that a convolution gathers in 1-D
+    packed: float  # the same, in 2-D
     packed3: float  # the same, of 3 and more spatial dimensions
+    weights: float  # per byte of the kernel that one in 2-D puts in order
     dilated: float  # per flop of XLA's transposed convolution ...
     stuffed: float  # ... and per flop on a zero-stuffed lhs, where it is run as that
     stuffed3: float  # the same, of 3 and more spatial dimensions, or with groups
@@ -78,8 +81,10 @@ CPU = Rates(
     conv3=0.95e-11,
     grouped=8.0,
     elementwise=2e-10,
+    packed1=0.8e-10,
     packed=0.8e-10,
     packed3=5.5e-10,
+    weights=0.0,
     dilated=0.9e-11,
     stuffed=0.0,
     stuffed3=1.4e-10,
@@ -93,6 +98,16 @@ CPU = Rates(
     shared=1e-10,
     fresh=4.7e-10,
     reused=48 * 2**20,
+)
+
+# From 0.11 on XLA's convolutions in 2-D make no windows, but put the kernel in order each time.
+CPU_0_11 = replace(
+    CPU,
+    measured="2 cores of Intel Xeon (AMX), jaxlib 0.12.0",
+    bfloat16=0.4,
+    conv=0.4e-11,
+    packed=0.2e-10,
+    weights=1.3e-9,
 )
 
 # Not measured yet. XLA runs a dilated convolution as a forward one over a zero-stuffed lhs,
@@ -110,8 +125,10 @@ GPU = Rates(
     conv3=1 / 20e12,
     grouped=2.0,
     elementwise=1 / 2e12,
+    packed1=1 / 2e12,
     packed=1 / 2e12,
     packed3=1 / 2e12,
+    weights=0.0,
     dilated=0.0,
     stuffed=1 / 30e12,
     stuffed3=1 / 20e12,
@@ -127,7 +144,12 @@ GPU = Rates(
     reused=0,
 )
 
-RATES: dict[str, Rates | None] = {"cpu": CPU, "cuda": GPU, "rocm": GPU, "tpu": None}
+RATES: dict[str, Rates | None] = {
+    "cpu": CPU_0_11 if jax.__version_info__ >= (0, 11) else CPU,
+    "cuda": GPU,
+    "rocm": GPU,
+    "tpu": None,
+}
 
 
 def platform_of(backend: str) -> str:
@@ -310,11 +332,13 @@ def seconds(at: Call, choice: Choice, rates: Rates) -> float:
     dilated = any(a.dilation > 1 for a in at.axes)
     moved = rates.folded if at.face == "out" else rates.unfolded
     narrow = 1.0 if at.face == "out" else max(LINE / max(at.j * at.itemsize, 1), 1.0)
-    conv = rates.conv1 if n < 2 else rates.conv if n < 3 else rates.conv3
+    conv = (rates.conv1, rates.conv, rates.conv3)[min(max(n, 1), 3) - 1]
     conv *= rates.grouped if at.g > 1 else 1.0
+    pack = (rates.packed1, rates.packed, rates.packed3)[min(max(n, 1), 3) - 1]
 
     def convolution(packed: int) -> float:
-        return at.flops * conv + packed * (rates.packed if n < 3 else rates.packed3)
+        weights = at.rhs_bytes * rates.weights if n == 2 else 0.0
+        return at.flops * conv + packed * pack + weights
 
     time = rates.call + at.bytes * rates.byte
     if choice.name == "dilated":

@@ -1,7 +1,9 @@
 """What "auto" decides, for whom, and how it says so."""
 
+import contextlib
 import functools
 import re
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from jaxconvt import _bilinear, _explain, _geometry, _plan, explain
 from jaxconvt._layers import LAYERS
 from tests import util
 
+TABLES = {"jaxlib 0.5": _plan.CPU, "jaxlib 0.11": _plan.CPU_0_11}
 BY_NAME = {layer.name: layer for layer in LAYERS}
 TITLES = ("value", "lhs gradient", "rhs gradient")
 
@@ -31,6 +34,15 @@ def decided(name, face, platform, together=False):
     asked |= {"dtype": lhs.dtype, "flipped": False, "alone": True}
     at = _plan.describe(face, spec.axes, **asked)
     return at, _plan.choose("auto", platform, at, together)
+
+
+@contextlib.contextmanager
+def cpu_as_of(version):
+    """CPU's table as it is from a version on."""
+    with mock.patch.dict(_plan.RATES, cpu=TABLES[version]):
+        _plan._choose.cache_clear()
+        yield
+    _plan._choose.cache_clear()
 
 
 def described(face, axes, **letters):
@@ -63,24 +75,51 @@ def lhs_dilations(module):
 
 
 class Decisions(parameterized.TestCase):
-    @parameterized.named_parameters((layer.name, layer.name) for layer in LAYERS)
-    def test_cpu_kernel_gradient_is_never_xlas(self, name):
+    def test_cpus_table_is_the_installed_ones(self):
+        newer = jax.__version_info__ >= (0, 11)
+        self.assertIs(_plan.RATES["cpu"], TABLES["jaxlib 0.11" if newer else "jaxlib 0.5"])
+
+    @parameterized.product(name=[layer.name for layer in LAYERS], version=tuple(TABLES))
+    def test_cpu_kernel_gradient_is_never_xlas(self, name, version):
         # XLA's has a window as large as the image.
-        self.assertNotEqual(explained(name).choices["rhs gradient"], "dilated")
+        with cpu_as_of(version):
+            self.assertNotEqual(explained(name).choices["rhs gradient"], "dilated")
 
-    @parameterized.parameters("unet3d_up", "vnet", "gan3d", "jax_31662", "bilinear_depthwise")
-    def test_cpu_value_where_xla_loops(self, name):
-        self.assertNotEqual(explained(name).choices["value"], "dilated")
+    @parameterized.product(
+        name=("unet3d_up", "vnet", "gan3d", "jax_31662", "bilinear_depthwise"),
+        version=tuple(TABLES),
+    )
+    def test_cpu_value_where_xla_loops(self, name, version):
+        with cpu_as_of(version):
+            self.assertNotEqual(explained(name).choices["value"], "dilated")
 
-    def test_cpu_stride_one_is_not_rearranged_for_nothing(self):
+    @parameterized.product(version=tuple(TABLES))
+    def test_cpu_stride_one_is_not_rearranged_for_nothing(self, version):
         # "polyphase" is then the plain convolution that "dilated" is, and the same cost.
-        self.assertNotEqual(explained("stride1").choices["value"], "polyphase")
+        with cpu_as_of(version):
+            self.assertNotEqual(explained("stride1").choices["value"], "polyphase")
 
-    def test_cpu_few_channels_and_many_taps_are_gathered(self):
+    @parameterized.product(version=tuple(TABLES))
+    def test_cpu_few_channels_and_many_taps_are_gathered(self, version):
         # Y and U, of 256 taps, would be many times the operands.
-        choices = explained("fcn8s").choices
+        with cpu_as_of(version):
+            value, lhs, rhs = explained("fcn8s").choices.values()
         gathered = "col2im with the first 2 axes gathered"
-        self.assertEqual(list(choices.values()), [gathered, gathered, "polyphase"])
+        self.assertIn(value, (gathered, "polyphase"))
+        self.assertIn(lhs, (gathered, "polyphase", "dilated"))
+        self.assertEqual(rhs, "polyphase")
+
+    @parameterized.product(name=("stride1", "resnet_decoder"), version=tuple(TABLES))
+    def test_cpu_lhs_gradient_is_xlas_where_its_convolutions_make_no_windows(self, name, version):
+        with cpu_as_of(version):
+            _, choice = decided(name, "lhs", "cpu")
+        self.assertEqual(choice.name, "dilated" if version == "jaxlib 0.11" else "col2im")
+
+    @parameterized.product(version=tuple(TABLES))
+    def test_cpu_lhs_gradient_of_a_large_kernel_is_a_product(self, version):
+        # What XLA puts in order for a convolution is the kernel.
+        with cpu_as_of(version):
+            self.assertEqual(decided("dcgan_k5", "lhs", "cpu")[1].name, "col2im")
 
     @parameterized.named_parameters((layer.name, layer.name) for layer in LAYERS)
     def test_tpu_is_dilated(self, name):
@@ -122,7 +161,8 @@ class Decisions(parameterized.TestCase):
         fastest = min(times, key=times.get)
         self.assertGreater(_plan.temp(at, fastest), 4 * at.bytes)
         self.assertNotIn(fastest, _plan._fitting(at, "auto", _plan.CPU))
-        choice = _plan.choose("auto", "cpu", at, False)
+        with cpu_as_of("jaxlib 0.5"):
+            choice = _plan.choose("auto", "cpu", at, False)
         self.assertLess(_plan.temp(at, choice), 4 * at.bytes)
 
     def test_memory_does_not_cost_most_of_the_speed(self):
@@ -233,7 +273,7 @@ class Chunks(parameterized.TestCase):
         layer = BY_NAME["resnet_decoder"]
         for batch in (4, 8):  # of four images each; with these it is chunks of several or one
             call = layer.call(batch=batch)
-            f = functools.partial(jaxconvt.conv_transpose, implementation="auto", **call.kwargs)
+            f = functools.partial(jaxconvt.conv_transpose, implementation="col2im", **call.kwargs)
             out = jax.eval_shape(f, call.lhs, call.rhs)
             step = jax.jit(lambda lhs, rhs, ct, f=f: (f(lhs, rhs), *jax.vjp(f, lhs, rhs)[1](ct)))
             lowered = step.lower(call.lhs, call.rhs, out)
