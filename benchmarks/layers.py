@@ -27,7 +27,8 @@ where padding is uneven mirrored, so that its padding arguments say it; its grad
 of torch.autograd.grad alone, after a forward outside the clock, and its threads are the cores.
 
 Every entry's results are compared with jax.lax's in float32 before it is timed. Entries that
-are the same program (jax.lax and dilated are, and auto and what it picks) are timed as one.
+XLA compiles to the same instructions (jax.lax and dilated, and often auto and what it picks) are
+timed as one.
 Calls of more than 0.3 s are repeated twice or less. Zero-stuffing is measured in float32
 alone; with --variant batch8 jax.lax is left out where a call would take over a second. The
 tables also hold, for each compiled function, the bytes of its temporary arrays, and the
@@ -63,7 +64,7 @@ import jaxconvt
 from jaxconvt._dilated import flip_and_swap
 from jaxconvt._explain import read
 from jaxconvt._layers import BY_NAME, LAYERS, Call, Layer
-from jaxconvt._measure import REFERENCE, TOLERANCES, cores, machine, program
+from jaxconvt._measure import REFERENCE, TOLERANCES, cores, machine
 from jaxconvt._spec import Spec
 
 Fn = Callable[..., Any]
@@ -218,6 +219,12 @@ def medians(
         for name in quick:
             times[name].append(entries[name].seconds(repeats[name]))
     return {name: float(f"{statistics.median(t):.4g}") for name, t in times.items()}
+
+
+def instructions(compiled: Any) -> str:
+    """A compiled program, less its name and where it comes from."""
+    lines = [line for line in compiled.as_text().splitlines() if not line.startswith("HloModule")]
+    return "\n".join(re.sub(r", metadata=\{[^}]*\}", "", line) for line in lines if " = " in line)
 
 
 def disagreement(got: Iterable[Any], expected: Iterable[np.ndarray], tolerance: float) -> str:
@@ -432,14 +439,11 @@ def measure(layer: Layer, variant: str, with_torch: bool, budget: float) -> Row:
                 continue
             try:
                 start = time.perf_counter()
-                lowered = jax.jit(in_mode(f, mode)).lower(*operands)
-                text = program(lowered)
-                # Of step, the last mode, so that JAX's own caches are warm.
-                if text not in programs or mode == "step":
-                    compiled = lowered.compile()
-                if mode == "step":
+                compiled = jax.jit(in_mode(f, mode)).lower(*operands).compile()
+                if mode == "step":  # the last one, so that JAX's own caches are warm
                     took = time.perf_counter() - start
                     row["compile_seconds"][name] = float(f"{took:.4g}")
+                text = instructions(compiled)
                 if text not in programs:
                     start = time.perf_counter()
                     results = jax.block_until_ready(compiled(*operands))
