@@ -29,6 +29,7 @@ IMPLEMENTATIONS = ("dilated", "col2im", "polyphase", "auto")
 PIECES = 512  # slices and copies that a program may be made of, so that it compiles in time
 SMALL = 32 * 2**20  # bytes of intermediates that are never too many
 CHUNK = 12 * 2**20  # bytes of intermediates that a chunk of the batch is to have
+CACHE = 2**20  # bytes of a kernel that stay in a core's cache, with what it is applied to
 LINE = 64  # bytes: shorter rows of channels are taken apart no faster than these
 
 # Faces of the trilinear form (see `_bilinear`): the value and the two gradients.
@@ -54,6 +55,7 @@ class Rates:
     packed: float  # the same, in 2-D
     packed3: float  # the same, of 3 and more spatial dimensions
     weights: float  # per byte of the kernel that one in 2-D puts in order
+    large: float  # times as much per flop in 2-D where the kernel is larger than `CACHE`
     dilated: float  # per flop of XLA's transposed convolution ...
     stuffed: float  # ... and per flop on a zero-stuffed lhs, where it is run as that
     stuffed3: float  # the same, of 3 and more spatial dimensions, or with groups
@@ -85,6 +87,7 @@ CPU = Rates(
     packed=0.8e-10,
     packed3=5.5e-10,
     weights=0.0,
+    large=1.0,
     dilated=0.9e-11,
     stuffed=0.0,
     stuffed3=1.4e-10,
@@ -107,7 +110,8 @@ CPU_0_11 = replace(
     bfloat16=0.4,
     conv=0.4e-11,
     packed=0.2e-10,
-    weights=1.3e-9,
+    weights=1e-9,
+    large=2.5,
 )
 
 # Not measured yet. XLA runs a dilated convolution as a forward one over a zero-stuffed lhs,
@@ -129,6 +133,7 @@ GPU = Rates(
     packed=1 / 2e12,
     packed3=1 / 2e12,
     weights=0.0,
+    large=1.0,
     dilated=0.0,
     stuffed=1 / 30e12,
     stuffed3=1 / 20e12,
@@ -336,9 +341,12 @@ def seconds(at: Call, choice: Choice, rates: Rates) -> float:
     conv *= rates.grouped if at.g > 1 else 1.0
     pack = (rates.packed1, rates.packed, rates.packed3)[min(max(n, 1), 3) - 1]
 
-    def convolution(packed: int) -> float:
-        weights = at.rhs_bytes * rates.weights if n == 2 else 0.0
-        return at.flops * conv + packed * pack + weights
+    def convolution(packed: int, kernels: int = 1) -> float:
+        flop, weights = conv, 0.0
+        if n == 2:
+            flop *= rates.large if at.rhs_bytes > kernels * CACHE else 1.0
+            weights = at.rhs_bytes * rates.weights
+        return at.flops * flop + packed * pack + weights
 
     time = rates.call + at.bytes * rates.byte
     if choice.name == "dilated":
@@ -365,7 +373,7 @@ def seconds(at: Call, choice: Choice, rates: Rates) -> float:
             time += (at.lhs_bytes + at.out_bytes * narrow) * moved
         convolutions = math.prod([len(phase_groups(a)) for a in at.axes])
         # Kernels are taken apart, and then put in the order that a convolution wants.
-        time += convolution(dense_windows(at)) + 2 * at.rhs_bytes * moved
+        time += convolution(dense_windows(at), convolutions) + 2 * at.rhs_bytes * moved
         return time + convolutions * rates.call
     if at.depthwise and choice.name == "col2im":  # see `_depthwise`
         return time + 4 * rates.call + at.flops * rates.elementwise
