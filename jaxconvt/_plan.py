@@ -108,6 +108,7 @@ CPU_0_11 = replace(
     CPU,
     measured="2 cores of Intel Xeon (AMX), jaxlib 0.12.0",
     bfloat16=0.4,
+    shared=1.5e-10,
     conv=0.4e-11,
     packed=0.2e-10,
     weights=1e-9,
