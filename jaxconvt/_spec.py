@@ -237,7 +237,7 @@ def paddings(value: Any, n: int, names: bool) -> str | tuple[Padding, ...]:
             raise ValueError(f"padding must be {expected}, got {_show(value)}.")
         return value
     items = (value,) * n if type(value) is int else _items("padding", value, expected)
-    if n == len(items) > 0 and all(type(pad) is int for pad in items):
+    if n == len(items) > 0 and type(items[0]) is int and all(type(pad) is int for pad in items):
         hint = f"for as much at both ends, pass {_show([(pad, pad) for pad in items])}."
         raise TypeError(f"padding must be {expected}, got {_show(value)}; {hint}")
     if len(items) != n:
@@ -246,6 +246,11 @@ def paddings(value: Any, n: int, names: bool) -> str | tuple[Padding, ...]:
         )
     result: list[Padding] = []
     for item in items:
+        if type(item) is tuple and len(item) == 2 and type(item[0]) is type(item[1]) is int:
+            lo, hi = item  # nearly always
+            if -_LARGEST <= lo <= _LARGEST and -_LARGEST <= hi <= _LARGEST:
+                result.append(item)
+                continue
         if isinstance(item, str):
             if not names or item.upper() not in _NAMES:
                 hint = "" if names else " (names only with use_consistent_padding=True)"
