@@ -32,10 +32,10 @@ from jax.sharding import PartitionSpec as P
 
 from jaxconvt import IMPLEMENTATIONS, conv_transpose
 from jaxconvt._layers import BY_NAME, Layer
-from jaxconvt._measure import machine, reference, step
+from jaxconvt._measure import REFERENCE, machine, reference, step
 
 COUNTS = (1, 2, 4, 8)
-NAMES = ("jax.lax", *[name for name in IMPLEMENTATIONS if name != "dilated"])
+NAMES = (REFERENCE, *[name for name in IMPLEMENTATIONS if name != "dilated"])
 LAYERS = ("dcgan_64", "hifigan_2", "vnet")
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
 
@@ -79,7 +79,7 @@ def measure(layer: Layer, name: str, what: str, count: int) -> dict[str, Any]:
     layer = grown(layer, what, count)
     call = layer.call()
     f = reference(layer)
-    if name != "jax.lax":
+    if name != REFERENCE:
         f = partial(conv_transpose, implementation=name, **call.kwargs)
     out = jax.eval_shape(f, call.lhs, call.rhs)
     shardings = tuple(

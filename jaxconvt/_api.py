@@ -133,8 +133,7 @@ def conv_transpose(
         numerics = _spec.numerics(lhs.dtype, precision, preferred_element_type)
         precision, preferred_element_type = numerics
     _spec.choice("implementation", implementation, IMPLEMENTATIONS)
-    sharding = {} if out_sharding is None else {"out_sharding": out_sharding}
-    if sharding and not _HAS_OUT_SHARDING:
+    if out_sharding is not None and not _HAS_OUT_SHARDING:
         raise ValueError(
             f"out_sharding must be None on JAX {jax.__version__}, whose "
             f"lax.conv_general_dilated does not take it yet, got {out_sharding!r}."
@@ -158,4 +157,4 @@ def conv_transpose(
                 f"implementation must be 'dilated' or 'auto' for {obstacle}, got "
                 f"{implementation!r}."
             )
-    return _dilated.conv(lhs, rhs, spec, precision, preferred_element_type, **sharding)
+    return _dilated.conv(lhs, rhs, spec, precision, preferred_element_type, out_sharding)

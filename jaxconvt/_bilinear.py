@@ -143,8 +143,7 @@ def conv(
     elif out_sharding is not None or _explicit(lhs, rhs):
         # Sharded as the default would be; the compiler's business inside. (`jax.eval_shape`
         # forgets the sharding where not all axes of the mesh are Explicit.)
-        sharding = {} if out_sharding is None else {"out_sharding": out_sharding}
-        default = partial(_dilated.conv, spec=spec, **sharding)
+        default = partial(_dilated.conv, spec=spec, out_sharding=out_sharding)
         (like,) = jax.make_jaxpr(default)(lhs, rhs).out_avals
         inside = jax.sharding.auto_axes(
             lambda lhs, rhs: _conv(lhs, rhs, *arguments),

@@ -42,13 +42,14 @@ def conv(
     spec: Spec,
     precision: Any = None,
     preferred_element_type: Any = None,
-    **out_sharding: Any,
+    out_sharding: Any = None,
 ) -> jax.Array:
     """What `jax.lax.conv_transpose` computes, to the bit."""
     if spec.transpose_kernel:
         rhs = flip_and_swap(rhs, spec)
-    if out_sharding or isinstance(lhs, jax.core.Tracer) or isinstance(rhs, jax.core.Tracer):
-        return _conv(lhs, rhs, spec, precision, preferred_element_type, **out_sharding)
+    traced = isinstance(lhs, jax.core.Tracer) or isinstance(rhs, jax.core.Tracer)
+    if traced or out_sharding is not None:
+        return _conv(lhs, rhs, spec, precision, preferred_element_type, out_sharding)
     return _eager(lhs, rhs, spec, precision, preferred_element_type)
 
 
@@ -58,8 +59,10 @@ def _conv(
     spec: Spec,
     precision: Any,
     preferred_element_type: Any,
-    **out_sharding: Any,
+    out_sharding: Any = None,
 ) -> jax.Array:
+    # Not every JAX has the argument.
+    sharding = {} if out_sharding is None else {"out_sharding": out_sharding}
     out: jax.Array = lax.conv_general_dilated(
         lhs,
         rhs,
@@ -71,7 +74,7 @@ def _conv(
         feature_group_count=spec.groups,
         precision=precision,
         preferred_element_type=preferred_element_type,
-        **out_sharding,
+        **sharding,
     )
     return out
 

@@ -290,7 +290,7 @@ def gemm(at: Call, gathered: int) -> Gemm:
 
 
 def candidates(at: Call) -> list[Choice]:
-    """Every lowering of the face, in order of preference among equals."""
+    """The lowerings of the face to pick from, in order of preference among equals."""
     if at.face == "lhs" and not at.alone:
         # What else there is makes several results of the size of lhs or more, and devices that
         # divide j then sum all of them over each other.
@@ -338,9 +338,12 @@ def seconds(at: Call, choice: Choice, rates: Rates) -> float:
     dilated = any(a.dilation > 1 for a in at.axes)
     moved = rates.folded if at.face == "out" else rates.unfolded
     narrow = 1.0 if at.face == "out" else max(LINE / max(at.j * at.itemsize, 1), 1.0)
-    conv = (rates.conv1, rates.conv, rates.conv3)[min(max(n, 1), 3) - 1]
+    conv, pack = (
+        (rates.conv1, rates.packed1),
+        (rates.conv, rates.packed),
+        (rates.conv3, rates.packed3),
+    )[min(max(n, 1), 3) - 1]
     conv *= rates.grouped if at.g > 1 else 1.0
-    pack = (rates.packed1, rates.packed, rates.packed3)[min(max(n, 1), 3) - 1]
 
     def convolution(packed: int, kernels: int = 1) -> float:
         flop, weights = conv, 0.0

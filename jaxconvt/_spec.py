@@ -213,9 +213,10 @@ def choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raises ValueError unless `value` is one of `choices`, TypeError if it is traced."""
     if not isinstance(value, str) or value not in choices:
         _untraced(name, value)
-        # "col2im in 4 chunks" is how `explain` says it.
-        known = isinstance(value, str) and value.partition(" ")[0] in choices
-        hint = f"; pass {value.partition(' ')[0]!r}, which picks its form itself" if known else ""
+        name_of_form = value.partition(" ")[0] if isinstance(value, str) else None
+        hint = ""
+        if name_of_form in choices:  # "col2im in 4 chunks" is how `explain` says it
+            hint = f"; pass {name_of_form!r}, which picks its form itself"
         raise ValueError(
             f"{name} must be one of {', '.join(map(repr, choices))}, got {_show(value)}{hint}."
         )
@@ -246,11 +247,6 @@ def paddings(value: Any, n: int, names: bool) -> str | tuple[Padding, ...]:
         )
     result: list[Padding] = []
     for item in items:
-        if type(item) is tuple and len(item) == 2 and type(item[0]) is type(item[1]) is int:
-            lo, hi = item  # nearly always
-            if -_LARGEST <= lo <= _LARGEST and -_LARGEST <= hi <= _LARGEST:
-                result.append(item)
-                continue
         if isinstance(item, str):
             if not names or item.upper() not in _NAMES:
                 hint = "" if names else " (names only with use_consistent_padding=True)"

@@ -186,11 +186,11 @@ class ShardedTest(parameterized.TestCase):
             lambda lhs, rhs, ct: jax.vjp(f, lhs, rhs)[1](ct),
             in_shardings=[sharding(spec) for spec in (P(), last, last)],
         )
-        text = program.lower(call.lhs, call.rhs, out).compile().as_text()
-        shapes = re.findall(rf"= f32\[([\d,]+)\]\S* {REDUCE}(?:-start)?\(", text)
+        program = program.lower(call.lhs, call.rhs, out).compile()
+        shapes = re.findall(rf"= f32\[([\d,]+)\]\S* {REDUCE}(?:-start)?\(", program.as_text())
         summed = [math.prod(map(int, shape.split(","))) for shape in shapes]
         self.assertEqual(summed, [math.prod(call.lhs.shape)])
-        self.assertEqual(text.count(f" {REDUCE}("), 1)
+        self.assertEqual(collectives(program), {REDUCE: 1})
 
     @EVERY
     def test_groups(self, implementation):

@@ -13,11 +13,10 @@ from jax import export
 
 import jaxconvt
 from jaxconvt import _bilinear, _explain, _geometry, _plan, explain
-from jaxconvt._layers import LAYERS
+from jaxconvt._layers import BY_NAME, LAYERS
 from tests import util
 
 TABLES = {"jaxlib 0.5": _plan.CPU, "jaxlib 0.11": _plan.CPU_0_11}
-BY_NAME = {layer.name: layer for layer in LAYERS}
 TITLES = ("value", "lhs gradient", "rhs gradient")
 
 
