@@ -70,7 +70,7 @@ def grad_rhs(
             x = views.patches(front, axes, group, True)
             over = tuple(range(gathered + 1, x.ndim)), tuple(range(n + 1))
             k = _dot(x, u, over, how)
-        parts.append(views.back(partial(views.kernel, axes=axes, group=group), shape, k))
+        parts.append(views.back(partial(views.kernel, axes=axes, group=group, few=0), shape, k))
     return sum(parts[1:], parts[0])
 
 

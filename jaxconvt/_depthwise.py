@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxconvt import _views as views
-from jaxconvt._geometry import Axes, rows
+from jaxconvt._geometry import Axes
 from jaxconvt._views import Group, Numerics
 
 
@@ -30,7 +30,7 @@ def value(lhs: jax.Array, rhs: jax.Array, axes: Axes, how: Numerics) -> jax.Arra
     for group in views.groups(axes, n):
         kernel = views.kernel(rhs, axes, group)
         terms = [
-            jnp.expand_dims(_shift(lhs, axes, qs), _phases(n)) * _tap(kernel, index)
+            jnp.expand_dims(_shift(lhs, group, qs), _phases(n)) * _tap(kernel, index)
             for index, qs in _shifts(group)
         ]
         view = partial(views.seen, axes=axes, group=group)
@@ -49,7 +49,7 @@ def grad_lhs(ct: jax.Array, rhs: jax.Array, axes: Axes, how: Numerics) -> jax.Ar
         kernel, seen = views.kernel(rhs, axes, group), views.seen(ct, axes, group)
         for index, qs in _shifts(group):
             products = jnp.sum(seen * _tap(kernel, index), axis=_phases(n))
-            terms.append(_shift(products, axes, qs, back=True))
+            terms.append(_shift(products, group, qs, axes))
     lhs = sum(terms[1:], terms[0])
     return jnp.sum(lhs.reshape(*lhs.shape[:-1], g, j), axis=-1, keepdims=True)
 
@@ -65,7 +65,7 @@ def grad_rhs(lhs: jax.Array, ct: jax.Array, axes: Axes, how: Numerics) -> jax.Ar
         seen = views.seen(ct, axes, group)
         terms = [
             jnp.sum(
-                jnp.expand_dims(_shift(lhs, axes, qs), _phases(n)) * seen,
+                jnp.expand_dims(_shift(lhs, group, qs), _phases(n)) * seen,
                 axis=tuple(range(n + 1)),
             )
             for _, qs in _shifts(group)
@@ -73,7 +73,9 @@ def grad_rhs(lhs: jax.Array, ct: jax.Array, axes: Axes, how: Numerics) -> jax.Ar
         kernel = jnp.stack(terms).reshape(
             *[len(phases.shifts) for phases in group], 1, *terms[0].shape
         )
-        parts.append(views.back(partial(views.kernel, axes=axes, group=group), shape, kernel))
+        parts.append(
+            views.back(partial(views.kernel, axes=axes, group=group, few=0), shape, kernel)
+        )
     rhs = sum(parts[1:], parts[0])
     return rhs.reshape(*rhs.shape[:n], g, 1, j)
 
@@ -97,11 +99,15 @@ def _tap(kernel: jax.Array, index: tuple[int, ...]) -> jax.Array:
     return jnp.expand_dims(kernel[index], tuple(range(len(index))))
 
 
-def _shift(x: jax.Array, axes: Axes, qs: tuple[int, ...], back: bool = False) -> jax.Array:
-    """[n, a.., c] -> [n, m.., c], with lhs[m - q] at m; with `back`, its transpose."""
-    for at, (axis, q) in enumerate(zip(axes, qs, strict=True), 1):
-        low, high = q, rows(axis) - axis.size - q
-        x = views.pad(x, at, -low, -high) if back else views.pad(x, at, low, high)
+def _shift(
+    x: jax.Array, group: Group, qs: tuple[int, ...], back_to: Axes | None = None
+) -> jax.Array:
+    """[n, a.., c] -> [n, m.., c], with lhs[m - q] at m; or its transpose, to these axes."""
+    for at, (phases, q) in enumerate(zip(group, qs, strict=True)):
+        if back_to is None:
+            x = views.pad(x, 1 + at, q, phases.seen.size - x.shape[1 + at] - q)
+        else:
+            x = views.pad(x, 1 + at, -q, back_to[at].size - x.shape[1 + at] + q)
     return x
 
 

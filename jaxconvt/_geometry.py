@@ -16,6 +16,7 @@ The *forward* convolution of an axis is the one whose gradient this is: it has s
 Nothing in this module knows about JAX, arrays or arguments.
 """
 
+import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -121,11 +122,11 @@ class Run(NamedTuple):
 
 
 class Phases(NamedTuple):
-    """Phases that the same shifts reach: one dense stride-1 convolution makes them all."""
+    """Taps that make one dense convolution of lhs with stride 1, into rows and phases."""
 
-    phases: tuple[int, ...]
-    shifts: tuple[int, ...]  # q, descending: evenly spaced
-    taps: tuple[tuple[int, ...], ...]  # the tap of [shift][phase]
+    seen: Axis  # where that lands in the output: [row, phase], as [a, b] of an axis of its own
+    shifts: tuple[int, ...]  # q of lhs[row - q], descending: evenly spaced
+    taps: tuple[tuple[int, ...], ...]  # the tap of [shift][phase], phases ascending
 
 
 def rows(axis: Axis) -> int:
@@ -148,7 +149,14 @@ def runs(axis: Axis) -> tuple[Run, ...]:
 
 @lru_cache(maxsize=4096)
 def phase_groups(axis: Axis) -> tuple[Phases, ...]:
-    """The phases that any tap reaches, grouped by their shifts; at most three groups if d = 1."""
+    """All taps, each in one group, of which there are at most three however many the taps."""
+    s, d = axis.stride, axis.dilation
+    aligned = d == 1 or d % s == 0
+    return _aligned_groups(axis) if aligned else _unaligned_groups(axis)
+
+
+def _aligned_groups(axis: Axis) -> tuple[Phases, ...]:
+    """Neighbouring phases that the same shifts reach: their rows are the output's."""
     table: dict[int, dict[int, int]] = {}
     for b in range(axis.taps):
         q, r = divmod(axis.lo - b * axis.dilation, axis.stride)
@@ -158,7 +166,47 @@ def phase_groups(axis: Axis) -> tuple[Phases, ...]:
         groups.setdefault(tuple(table[r]), []).append(r)
     return tuple(
         [
-            Phases(tuple(phases), qs, tuple([tuple([table[r][q] for r in phases]) for q in qs]))
+            Phases(
+                _seen(axis, rows(axis), len(phases), 1, phases[-1]),
+                qs,
+                tuple([tuple([table[r][q] for r in phases]) for q in qs]),
+            )
             for qs, phases in groups.items()
         ]
     )
+
+
+def _unaligned_groups(axis: Axis) -> tuple[Phases, ...]:
+    """Taps b = u*c + v, c = s / gcd(s, d): those of one v are `d*c` apart, whole rows.
+
+    So all u of one v make a phase, whose rows may lie above or below another's. As many
+    v have one u more than the others as are left over of the taps.
+    """
+    s, d = axis.stride, axis.dilation
+    c = s // math.gcd(s, d)
+    step = d * c // s
+    most, over = -(-axis.taps // c), axis.taps % c
+    ranges = [(most, 0, min(over or c, axis.taps))]
+    if over and most > 1:
+        ranges.append((most - 1, over, c))
+    result = []
+    for count, first, stop in ranges:
+        lo, last = axis.lo - first * d, axis.lo - (stop - 1) * d
+        # The rows that elements of lhs are moved to and that have a phase within the output.
+        low = max(-(count - 1) * step, -(lo // s))
+        high = min(axis.size - 1, (axis.out - 1 - last) // s)
+        descending = range(stop - 1, first - 1, -1)
+        result.append(
+            Phases(
+                _seen(axis, max(high - low + 1, 1), stop - first, d, lo + low * s),
+                tuple([-low - u * step for u in range(count)]),
+                tuple([tuple([u * c + v for v in descending]) for u in range(count)]),
+            )
+        )
+    return tuple(result)
+
+
+def _seen(axis: Axis, size: int, taps: int, dilation: int, lo: int) -> Axis:
+    """An axis of these sizes whose output is that of `axis`."""
+    bare = Axis(size, taps, axis.stride, dilation, lo, 0)
+    return bare._replace(hi=axis.out - (bare.padded - dilate(taps, dilation) + 1))

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxconvt._geometry import Axes, phase_groups, rows, runs
+from jaxconvt._geometry import Axes, phase_groups, runs
 
 
 def _size(axes: Axes, what: str) -> int:
@@ -26,7 +26,7 @@ def _size(axes: Axes, what: str) -> int:
 
 IMPLEMENTATIONS = ("dilated", "col2im", "polyphase", "auto")
 
-PIECES = 512  # slices and copies that a program may be made of, so that it compiles in time
+TERMS = 64  # of a sum written out, so that it compiles in time
 SMALL = 32 * 2**20  # bytes of intermediates that are never too many
 CHUNK = 12 * 2**20  # bytes of intermediates that a chunk of the batch is to have
 CACHE = 2**20  # bytes of a kernel that stay in a core's cache, with what it is applied to
@@ -197,7 +197,9 @@ class Call(NamedTuple):
 
     @property
     def depthwise(self) -> bool:
-        return type(self.g) is int and self.g > 1 and self.i == 1
+        """Whether "col2im" is a sum over taps, and no products of matrices: see `_depthwise`."""
+        one_each = type(self.g) is int and self.g > 1 and self.i == 1
+        return one_each and _terms(self.axes) <= TERMS
 
     @property
     def contributions(self) -> int:
@@ -231,6 +233,12 @@ class Call(NamedTuple):
         return self.lhs_bytes + self.rhs_bytes + self.out_bytes
 
 
+@lru_cache(maxsize=4096)
+def _terms(axes: Axes) -> int:
+    """Of the sums of `_depthwise`, of all outputs together."""
+    return math.prod([sum([len(p.shifts) for p in phase_groups(axis)]) for axis in axes])
+
+
 def windows(at: Call, channels: int) -> int:
     """Bytes of every element's taps, of so many channels, as `_packed` counts them."""
     points = at.n * at.g * _size(at.axes, "size") * _size(at.axes, "taps")
@@ -242,9 +250,9 @@ def dense_windows(at: Call) -> int:
     total = 0
     for group in itertools.product(*[phase_groups(a) for a in at.axes]):
         shifts = math.prod([len(p.shifts) for p in group])
-        phases = math.prod([len(p.phases) for p in group])
+        phases = math.prod([p.seen.taps for p in group])
         if at.face == "out":
-            points, channels = math.prod([rows(a) for a in at.axes]), at.i
+            points, channels = math.prod([p.seen.size for p in group]), at.i
         else:
             points, channels = _size(at.axes, "size"), at.j * phases
         total += _packed(at.n * at.g * points * shifts, channels, at.itemsize)
@@ -270,10 +278,10 @@ def gemm(at: Call, gathered: int) -> Gemm:
     width = max(at.itemsize, 4) if at.face == "out" else at.itemsize  # Y is summed in float32
     scattered = at.axes[gathered:]
     for group in itertools.product(*[phase_groups(a) for a in at.axes[:gathered]]):
-        points = at.n * at.g * math.prod([rows(a) for a in at.axes[:gathered]])
+        points = at.n * at.g * math.prod([p.seen.size for p in group])
         points *= _size(scattered, "size")
         shifts = math.prod([len(p.shifts) for p in group])
-        phases = math.prod([len(p.phases) for p in group])
+        phases = math.prod([p.seen.taps for p in group])
         products += 1
         patches += points * shifts * at.i * at.itemsize if gathered else 0
         seen += points * phases * _size(scattered, "taps") * at.j * width
@@ -418,19 +426,6 @@ def _gathered(at: Call, choice: Choice) -> int:
     return len(at.axes) if choice.name == "polyphase" else choice.gathered
 
 
-def pieces(at: Call, choice: Choice) -> int:
-    """Slices and copies in the program, about."""
-    if choice.name == "dilated":
-        return 0
-    elementwise = choice.name == "col2im" and at.depthwise
-    gathered = len(at.axes) if elementwise else _gathered(at, choice)
-    groups = [phase_groups(a) for a in at.axes[:gathered]]
-    shifts = [sum(len(p.shifts) for p in axis) for axis in groups]
-    if elementwise:
-        return math.prod(shifts)
-    return math.prod(map(len, groups)) * sum([*shifts, *[len(runs(a)) for a in at.axes[gathered:]]])
-
-
 def estimates(at: Call, platform: str) -> dict[Choice, float]:
     """Seconds of each lowering."""
     rates = RATES.get(platform) or CPU
@@ -443,14 +438,13 @@ def _widened(at: Call, rates: Rates) -> Call:
 
 
 def _fitting(at: Call, implementation: str, rates: Rates) -> dict[Choice, float]:
-    """Those whose intermediates and program fit, with their estimates.
+    """Those whose intermediates fit, with their estimates.
 
     Intermediates of four times the operands and the result fit, or more where that would cost
     more than half of the speed.
     """
     allowed = [c for c in candidates(at) if implementation in ("auto", c.name)]
-    compiled = [c for c in allowed if pieces(at, c) <= PIECES] or allowed
-    times = {choice: seconds(at, choice, rates) for choice in compiled}
+    times = {choice: seconds(at, choice, rates) for choice in allowed}
     for limit in (4, 8, 16):
         allowance = max(limit * at.bytes, SMALL)
         fitting = {c: time for c, time in times.items() if temp(at, c) <= allowance}

@@ -15,7 +15,7 @@ from jax import lax
 
 from jaxconvt import _col2im, _dilated
 from jaxconvt import _views as views
-from jaxconvt._geometry import Axes, rows
+from jaxconvt._geometry import Axes
 from jaxconvt._views import Group, Numerics
 
 
@@ -56,8 +56,8 @@ def _conv(lhs: jax.Array, kernel: jax.Array, axes: Axes, group: Group, how: Nume
     features = kernel.shape[n + 1 :]
     kernel = lax.reshape(kernel, (*kernel.shape[: n + 1], math.prod(features)))
     pads, steps = [], []
-    for axis, (_, shifts, _) in zip(axes, group, strict=True):
-        pads.append((shifts[0], rows(axis) - axis.size - shifts[-1]))
+    for axis, (seen, shifts, _) in zip(axes, group, strict=True):
+        pads.append((shifts[0], seen.size - axis.size - shifts[-1]))
         steps.append(shifts[0] - shifts[1] if len(shifts) > 1 else 1)
     out = _dilated.convolve(lhs, kernel, pads, how, (1,) * n, steps)
     return jnp.moveaxis(lax.reshape(out, (*out.shape[: n + 1], *features)), n + 1, -1)

@@ -4,7 +4,7 @@ Each spatial axis is either *gathered* (the first few, of which there may be non
 *scattered*. With lhs [n, a.., i], rhs [b.., i, j] and out [n, p.., j], and m, r, q as in
 `_geometry`:
 
-    gathered:   out[m, r]    = sum over q of lhs[m - q] * rhs[b(q, r)]
+    gathered:   out[m, r]    = sum over q of lhs[m - q] * rhs[b(q, r)]    (of a `Phases.seen`)
     scattered:  out[a+q, r] += lhs[a] * rhs[b(q, r)]
 
 so that for each group of phases r of the gathered axes one product of matrices remains,
@@ -27,6 +27,8 @@ from jaxconvt._geometry import Axes, Phases, phase_groups, rows, runs
 
 Group = tuple[Phases, ...]  # one of each gathered axis
 
+FEW = 8  # slices that a view of one axis may be made of
+
 
 class Numerics(NamedTuple):
     """How products are made, in the words of `lax.dot_general` and `lax.conv_general_dilated`."""
@@ -45,20 +47,33 @@ def patches(lhs: jax.Array, axes: Axes, group: Group, front: bool = False) -> ja
     n = len(axes)
     for at in reversed(range(len(group))):
         spatial = lhs.ndim - n + at if front else 1 + at
-        shifted = [
-            pad(lhs, spatial, q, rows(axes[at]) - axes[at].size - q) for q in group[at].shifts
-        ]
-        lhs = jnp.stack(shifted, 0 if front else 1 + n)
+        shifts, size = group[at].shifts, group[at].seen.size
+        step = shifts[0] - shifts[1] if len(shifts) > 1 else 1
+        lhs = _windows(lhs, spatial, -shifts[0], size, len(shifts), step, 0 if front else 1 + n)
     return lhs
 
 
-def kernel(rhs: jax.Array, axes: Axes, group: Group) -> jax.Array:
-    """[b.., i, j] -> [q.., i, r.. b.., j], the taps of the group; those of an axis flipped."""
+def kernel(rhs: jax.Array, axes: Axes, group: Group, few: int = FEW) -> jax.Array:
+    """[b.., i, j] -> [q.., i, r.. b.., j], the taps of the group; those of an axis flipped.
+
+    Slices, if there are few, are copied faster; `few=0` is for the way back, which then has no
+    sum of padded parts under a reverse.
+    """
     n, gathered = len(axes), len(group)
     rhs = lax.rev(rhs, tuple(range(n)))
     for at in reversed(range(gathered)):
-        last = axes[at].taps - 1
-        rhs = jnp.stack([_take(rhs, [last - b for b in taps], at) for taps in group[at].taps], at)
+        # The taps of each shift are neighbours, as far apart from the next shift's.
+        taps = group[at].taps
+        count, phases = len(taps), len(taps[0])
+        firsts = [axes[at].taps - 1 - row[0] for row in taps]
+        if count <= few:
+            parts = [lax.slice_in_dim(rhs, first, first + phases, axis=at) for first in firsts]
+            rhs = jnp.stack(parts, at)
+        else:
+            first, apart = firsts[-1], firsts[0] - firsts[1] if count > 1 else phases
+            rhs = pad(rhs, at, -first, first + count * apart - axes[at].taps)
+            rhs = lax.reshape(rhs, (*rhs.shape[:at], count, apart, *rhs.shape[at + 1 :]))
+            rhs = lax.rev(lax.slice_in_dim(rhs, 0, phases, axis=at + 1), (at,))
     qs, rs = range(0, 2 * gathered, 2), range(1, 2 * gathered, 2)
     i = rhs.ndim - 2
     return lax.transpose(rhs, (*qs, i, *rs, *range(2 * gathered, i), i + 1))
@@ -67,27 +82,54 @@ def kernel(rhs: jax.Array, axes: Axes, group: Group) -> jax.Array:
 def seen(out: jax.Array, axes: Axes, group: Group) -> jax.Array:
     """[n, p.., j] -> [n, m.. a.., r.. b.., j].
 
-    By way of rows m and phases, and no array with more rows than that: one that is divided
-    among devices then stays where it is, and only the edges of its parts travel.
+    By way of rows m and phases, and, of few taps, no array with more rows than that: one that
+    is divided among devices then stays where it is, and only the edges of its parts travel.
     """
-    for at, axis in enumerate(axes):
-        m, s = rows(axis), axis.stride
-        # (rows down, how many rows, phases) of each part
-        if at < len(group):
-            parts = [(0, m, group[at].phases)]
-        else:
-            d = axis.dilation
-            parts = [
-                (r.q, axis.size, tuple(range(r.phase, r.phase + r.taps * d, d))) for r in runs(axis)
-            ]
+    for at, axis in enumerate((*[phases.seen for phases in group], *axes[len(group) :])):
+        m, s, d = rows(axis), axis.stride, axis.dilation
         out = pad(out, 1 + at, 0, m * s - axis.out)
         out = lax.reshape(out, (*out.shape[: 1 + at], m, s, *out.shape[2 + at :]))
-        taken = []
-        for q, size, phases in parts:
-            part = pad(_take(out, list(phases), 2 + at), 1 + at, -q, q + size - m)
-            taken.append(jnp.moveaxis(part, 2 + at, -2))
-        out = lax.concatenate(taken, out.ndim - 2)
+        if len(runs(axis)) <= FEW:
+            taken = []
+            for q, taps, phase in runs(axis):
+                part = lax.slice_in_dim(out, phase, phase + (taps - 1) * d + 1, d, axis=2 + at)
+                taken.append(jnp.moveaxis(pad(part, 1 + at, -q, q + axis.size - m), 2 + at, -2))
+            out = lax.concatenate(taken, out.ndim - 2)
+        else:
+            # The taps of an axis, flipped, lie in ascending order, d apart, in as many rows.
+            q, phase = divmod(axis.lo - (axis.taps - 1) * d, s)
+            stop = phase + (axis.taps - 1) * d + 1
+            out = _windows(out, 1 + at, q, axis.size, -(-stop // s), 1, 2 + at)
+            out = lax.reshape(out, (*out.shape[: 2 + at], -(-stop // s) * s, *out.shape[4 + at :]))
+            out = jnp.moveaxis(lax.slice_in_dim(out, phase, stop, d, axis=2 + at), 2 + at, -2)
     return out
+
+
+def _windows(
+    x: jax.Array, axis: int, start: int, size: int, count: int, step: int, to: int
+) -> jax.Array:
+    """[.., x, ..] -> [.., size, .., count, ..]: x[start + a + b * step] at [a, b], or zero.
+
+    The new axis is number `to` of the result. Neither this nor its transpose is of more
+    operations for more windows than `FEW`: XLA compiles long sums of padded slices slowly,
+    and on CPU wrongly.
+    """
+    if count <= FEW:
+        parts = [
+            pad(x, axis, -first, first + size - x.shape[axis])
+            for first in range(start, start + count * step, step)
+        ]
+        return jnp.stack(parts, to)
+    # Repeated end to end, and read in rows that are longer by a step, each begins a step later.
+    x = pad(x, axis, -start, start + size + (count - 1) * step - x.shape[axis])
+    before, length, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
+    x = lax.broadcast_in_dim(
+        x, (*before, count, length, *after), tuple(a + (a >= axis) for a in range(x.ndim))
+    )
+    x = lax.reshape(x, (*before, count * length, *after))
+    x = pad(x, axis, 0, count * step)
+    x = lax.reshape(x, (*before, count, length + step, *after))
+    return jnp.moveaxis(lax.slice_in_dim(x, 0, size, axis=axis + 1), axis, to)
 
 
 def back(view: Callable[[jax.Array], jax.Array], shape: tuple[int, ...], x: jax.Array) -> jax.Array:
@@ -104,15 +146,6 @@ def pad(x: jax.Array, axis: int, low: int, high: int) -> jax.Array:
     config = [(0, 0, 0)] * x.ndim
     config[axis] = (low, high, 0)
     return lax.pad(x, jnp.zeros((), x.dtype), config)
-
-
-def _take(x: jax.Array, indices: list[int], axis: int) -> jax.Array:
-    """`jnp.take` of ascending indices, as one slice where they are evenly spaced."""
-    step = indices[1] - indices[0] if len(indices) > 1 else 1
-    stop = indices[-1] + 1
-    if indices == list(range(indices[0], stop, step)):
-        return lax.slice_in_dim(x, indices[0], stop, step, axis=axis)
-    return lax.concatenate([lax.slice_in_dim(x, j, j + 1, axis=axis) for j in indices], axis)
 
 
 def vary_alike(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
