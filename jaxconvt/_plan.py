@@ -26,7 +26,7 @@ def _size(axes: Axes, what: str) -> int:
 
 IMPLEMENTATIONS = ("dilated", "col2im", "polyphase", "auto")
 
-TERMS = 64  # of a sum written out, so that it compiles in time
+TERMS = 32  # of a sum written out: XLA compiles long ones slowly, and on CPU wrongly
 SMALL = 32 * 2**20  # bytes of intermediates that are never too many
 CHUNK = 12 * 2**20  # bytes of intermediates that a chunk of the batch is to have
 CACHE = 2**20  # bytes of a kernel that stay in a core's cache, with what it is applied to
