@@ -438,10 +438,21 @@ if jax.__version_info__ < (0, 7):
 
 
 def _lower(platform: str, ctx: mlir.LoweringRuleContext, x: Any, y: Any, **params: Any) -> Any:
-    # A loop over chunks of a batch that is divided among devices would bring it together.
-    alone = getattr(ctx.module_context.axis_context, "num_devices", None) == 1
+    alone = _one_devices(ctx.module_context.axis_context)
     rule = partial(compute, platform=platform, alone=alone)
     return mlir.lower_fun(rule, multiple_results=False)(ctx, x, y, **params)
+
+
+def _one_devices(context: Any) -> bool:
+    """Whether what is lowered is one device's program, whose arrays no compiler divides.
+
+    A loop over chunks of a divided batch would bring the batch together. Inside a `shard_map`
+    over all axes of its mesh, each device has arrays of its own.
+    """
+    if getattr(context, "num_devices", None) == 1:
+        return True
+    manual = getattr(context, "manual_axes", None)
+    return bool(manual) and frozenset(context.mesh.axis_names) <= frozenset(manual)
 
 
 mlir.register_lowering(conv_transpose_p, partial(_lower, "other"))

@@ -196,6 +196,15 @@ class Call(NamedTuple):
         return all(type(size) is int for size in (self.g, self.i, self.j))
 
     @property
+    def products_only(self) -> bool:
+        """Whether convolutions are out of the question: "col2im" alone makes none.
+
+        XLA divides a convolution among devices wrongly, or not at all, where it has as many
+        groups as there are devices; and it has no symbolic number of groups.
+        """
+        return type(self.g) is not int or (self.g > 1 and not self.alone)
+
+    @property
     def depthwise(self) -> bool:
         """Whether "col2im" is a sum over taps, and no products of matrices: see `_depthwise`."""
         one_each = type(self.g) is int and self.g > 1 and self.i == 1
@@ -302,11 +311,13 @@ def candidates(at: Call) -> list[Choice]:
     if at.face == "lhs" and not at.alone:
         # What else there is makes several results of the size of lhs or more, and devices that
         # divide j then sum all of them over each other.
-        return [Choice("dilated"), Choice("col2im")]
+        return [Choice("col2im")] if at.products_only else [Choice("dilated"), Choice("col2im")]
     # With all axes gathered the kernel gradient is that of "polyphase".
     most = 0 if at.depthwise else len(at.axes) - (at.face == "rhs")
     gathered = [Choice("col2im", axes) for axes in range(1, most + 1)]
     whole = [Choice("dilated"), Choice("col2im"), *gathered, Choice("polyphase")]
+    if at.products_only:
+        return [choice for choice in whole if choice.name == "col2im"]
     chunked = [choice._replace(chunks=_chunks(at, choice)) for choice in whole]
     return whole + [choice for choice in chunked if choice.chunks > 1]
 
@@ -456,7 +467,7 @@ def _fitting(at: Call, implementation: str, rates: Rates) -> dict[Choice, float]
 
 @lru_cache(maxsize=4096)
 def _choose(implementation: str, platform: str, at: Call, together: bool) -> Choice:
-    if implementation == "auto" and RATES.get(platform) is None:
+    if implementation == "auto" and RATES.get(platform) is None and not at.products_only:
         return Choice("dilated")
     rates = RATES.get(platform) or CPU
     faces = FACES[1:] if together and at.face != "out" else (at.face,)
@@ -505,7 +516,10 @@ def choose(implementation: str, platform: str, at: Call, together: bool) -> Choi
     If both gradients are taken together they are chosen together: alike, they share work.
     """
     if implementation == "polyphase":
-        return Choice(implementation)
+        # The same products of the same patches, of which a convolution would make no array.
+        gathered = 0 if at.depthwise else len(at.axes)
+        return Choice("col2im", gathered) if at.products_only else Choice(implementation)
     if not at.static:  # whatever works for every size
-        return Choice("dilated" if implementation == "auto" else implementation)
+        dilated = implementation == "auto" and not at.products_only
+        return Choice("dilated" if dilated else "col2im")
     return _choose(implementation, platform, at, together)

@@ -212,6 +212,106 @@ class ShardedTest(parameterized.TestCase):
             self.assertEmpty(collectives(f.lower(*operands).compile()))
 
 
+class DividedGroupsTest(parameterized.TestCase):
+    """XLA divides grouped convolutions wrongly where devices divide the groups: we make none."""
+
+    def arrays(self, n, examples, g=1):
+        ci, co = (1, 3) if g == 1 else (4, 4)
+        lhs = util.random("lhs", (examples, *(5, 4, 3)[:n], ci * g))
+        kernels = util.random("rhs", (examples, *(3, 2, 4)[:n], ci, co * g))
+        return lhs, kernels
+
+    def conv(self, implementation, **more):
+        def f(lhs, rhs):
+            strides = (2, 1, 3)[: lhs.ndim - 2]
+            return conv_transpose(lhs, rhs, strides, "SAME", implementation=implementation, **more)
+
+        return f
+
+    def check(self, functions, operands, specs, types=()):
+        """The first of the functions, divided, has what the other has on one device."""
+        ours, alone = functions
+        want = jax.jit(alone)(*operands)
+        over = jax.sharding.Mesh(
+            np.array(jax.devices()), ("d",), **({"axis_types": types} if types else {})
+        )
+        divided = [
+            jax.device_put(x, NamedSharding(over, spec))
+            for x, spec in zip(operands, specs, strict=True)
+        ]
+        for x, y in zip(
+            jax.tree.leaves(jax.jit(ours)(*divided)), jax.tree.leaves(want), strict=True
+        ):
+            np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-4)
+
+    def explicit(self):
+        if not hasattr(jax.sharding, "auto_axes") or not hasattr(jax, "set_mesh"):
+            self.skipTest(f"JAX {jax.__version__} has no explicit sharding")
+        return (jax.sharding.AxisType.Explicit,)
+
+    @parameterized.product(
+        implementation=OURS, n=(1, 2, 3), examples=(8, 16), explicit=(False, True)
+    )
+    def test_gradient_of_each_example(self, implementation, n, examples, explicit):
+        types = self.explicit() if explicit else ()
+        lhs, kernels = self.arrays(n, examples)
+
+        def each(name):
+            f = self.conv(name)
+            gradients = jax.value_and_grad(lambda w, x: jnp.sum(jnp.sin(f(x[None], w))), (0, 1))
+            return lambda x, w: jax.vmap(gradients, (None, 0))(w, x)
+
+        specs = P("d"), P()
+        self.check((each(implementation), each("dilated")), (lhs, kernels[0]), specs, types)
+
+    @parameterized.product(
+        implementation=OURS, n=(1, 2, 3), examples=(8, 24), explicit=(False, True)
+    )
+    def test_kernel_of_each_example(self, implementation, n, examples, explicit):
+        types = self.explicit() if explicit else ()
+
+        def each(name):
+            f = self.conv(name)
+            return step(jax.vmap(lambda x, w: f(x[None], w)[0]))
+
+        specs = P("d"), P("d")
+        functions = each(implementation), each("dilated")
+        self.check(functions, self.arrays(n, examples), specs, types)
+
+    @parameterized.product(
+        implementation=OURS,
+        n=(1, 2, 3),
+        groups=(2, 8, 12, 16),
+        divided=("lhs", "rhs", "both", "batch"),
+    )
+    def test_groups_of_the_user(self, implementation, n, groups, divided):
+        lhs, kernels = self.arrays(n, 8, groups)
+        last = P(*[None] * (n + 1), "d")
+        specs = {
+            "lhs": (last, P()), "rhs": (P(), last), "both": (last, last), "batch": (P("d"), P()),
+        }[divided]  # fmt: skip
+        functions = [
+            step(self.conv(name, feature_group_count=groups))
+            for name in (implementation, "dilated")
+        ]
+        self.check(functions, (lhs, kernels[0]), specs)
+
+    @parameterized.product(implementation=OURS, groups=(1, 8), examples=(8, 16))
+    def test_inside_a_shard_map(self, implementation, groups, examples):
+        lhs, kernels = self.arrays(2, examples, groups)
+
+        def each(name):
+            f = self.conv(name, feature_group_count=groups)
+            return step(jax.vmap(lambda x, w: f(x[None], w)[0]))
+
+        batch = P(("a", "b"))
+        inside = shard_map(
+            each(implementation), True, in_specs=(batch,) * 2, out_specs=(batch,) * 3
+        )
+        want = jax.jit(each("dilated"))(lhs, kernels)
+        assert_close(jax.jit(inside)(lhs, kernels), want)
+
+
 def shard_map(f, check, **specs):
     if hasattr(jax, "shard_map"):
         return jax.shard_map(f, mesh=mesh(), check_vma=check, **specs)
@@ -242,6 +342,31 @@ class ShardMapTest(parameterized.TestCase):
         batch = P(("a", "b"))
         f = shard_map(gradients, check, in_specs=(batch, P()), out_specs=(batch, batch, P()))
         assert_close(jax.jit(f)(LHS, RHS), one_device(implementation)[0])
+
+    @parameterized.product(all_axes=(True, False))
+    def test_is_one_devices_program(self, all_axes):
+        # Where each device has arrays of its own, batches are taken in chunks as on one device.
+        def choose(implementation, platform, at, together):
+            return _plan.Choice("col2im", chunks=2 if at.alone else 1)
+
+        names = {} if all_axes else {"axis_names": {"a"}}
+        if names and not hasattr(jax, "shard_map"):
+            self.skipTest(f"JAX {jax.__version__} has no jax.shard_map")
+        with mock.patch.object(_plan, "_choose", choose):
+            f = shard_map(function("auto"), True, in_specs=(P("a"), P()), out_specs=P("a"), **names)
+            lowered = jax.jit(f).lower(LHS, RHS)
+        self.assertEqual("while" in lowered.as_text(), all_axes)
+        assert_close([lowered.compile()(LHS, RHS)], one_device("auto")[0])
+
+    def test_temporaries(self):
+        lhs, rhs = util.random("lhs", (64, 16, 16, 64)), util.random("rhs", (4, 4, 64, 32))
+        f = functools.partial(conv_transpose, strides=(2, 2), padding="SAME")
+        f = functools.partial(f, implementation="col2im")
+        batch = P(("a", "b"))
+        inside = shard_map(f, True, in_specs=(batch, P()), out_specs=batch)
+        mine = jax.jit(f).lower(lhs[:8], rhs).compile().memory_analysis().temp_size_in_bytes
+        each = jax.jit(inside).lower(lhs, rhs).compile().memory_analysis().temp_size_in_bytes
+        self.assertLessEqual(each, 1.5 * mine + 2**20)
 
 
 class ExplicitTest(parameterized.TestCase):
