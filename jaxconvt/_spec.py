@@ -4,6 +4,7 @@ Everything that can be wrong with a call is found here, where the argument is
 understood, at trace time. Lowerings receive a `Spec` and arrays, and parse nothing.
 """
 
+import math
 import operator
 from collections.abc import Iterable
 from functools import lru_cache
@@ -340,6 +341,7 @@ def describe(
     feature_group_count: int,
     output_padding: Ints | None,
     output_shape: Ints | None,
+    itemsize: int,
 ) -> Spec:
     """The `Spec` of a call whose arguments have been read one by one; use `cached_describe`."""
     dn = dimension_numbers
@@ -405,7 +407,9 @@ def describe(
                 f"dimension {j}, which has {geometry.dilate(size, s)} elements (lhs size {size}, "
                 f"stride {s}): {axis.padded} would be left."
             )
+        _check_size(j, axis)
         axes.append(axis)
+    _check_elements(lhs_shape, rhs_shape, dn, feature_group_count, transpose_kernel, axes, itemsize)
     return Spec(
         tuple(axes),
         dn,
@@ -469,6 +473,7 @@ def read(
         group_count(feature_group_count),
         None if output_padding is None else integers("output_padding", output_padding, n, least=0),
         None if output_shape is None else integers("output_shape", output_shape, n, least=0),
+        lhs.dtype.itemsize,
     )
     return lhs, rhs, spec
 
@@ -488,6 +493,52 @@ def _sized(j: int, pad: Padding, size: Size, e: int, s: int, output_shape: Ints)
             f"effective kernel size {e}, lhs size {size} fits {fitting}."
         )
     return geometry.sized_pads(pad, size, e, s, o)
+
+
+def _check_size(j: int, axis: Axis) -> None:
+    """Sizes are 64-bit integers in XLA, which ends the process where one is not."""
+    sizes = (
+        ("strides", "the stride-dilated lhs", geometry.dilate(axis.size, axis.stride)),
+        ("rhs_dilation", "the dilated rhs", geometry.dilate(axis.taps, axis.dilation)),
+        ("padding", "the low padding", axis.lo),
+        ("padding", "the high padding", axis.hi),
+        ("padding", "the padded lhs", axis.padded),
+    )
+    for name, what, size in sizes:
+        if type(size) is int and abs(size) > _LARGEST:
+            raise ValueError(
+                f"{name} must keep sizes within 64 bits, but {what} has {size} elements in spatial "
+                f"dimension {j}: lhs size {axis.size}, stride {axis.stride}, rhs size {axis.taps}, "
+                f"rhs dilation {axis.dilation}, padding ({axis.lo}, {axis.hi})."
+            )
+
+
+def _check_elements(
+    lhs_shape: Shape,
+    rhs_shape: Shape,
+    dn: lax.ConvDimensionNumbers,
+    groups: int,
+    transpose_kernel: bool,
+    axes: list[Axis],
+    itemsize: int,
+) -> None:
+    """Likewise the bytes of the output, and of lhs dilated and padded."""
+    n, c = lhs_shape[dn.lhs_spec[0]], lhs_shape[dn.lhs_spec[1]]
+    features = rhs_shape[dn.rhs_spec[1]] * groups if transpose_kernel else rhs_shape[dn.rhs_spec[0]]
+    if not all(type(size) is int for size in (*lhs_shape, *rhs_shape)):
+        return
+    for what, shape in (
+        ("the output", (n, *[axis.out for axis in axes], features)),
+        ("the padded lhs", (n, *[axis.padded for axis in axes], c)),
+    ):
+        if math.prod(shape) * itemsize > _LARGEST:
+            name = "strides" if any(axis.stride > 1 for axis in axes) else "padding"
+            raise ValueError(
+                f"{name} must keep arrays within 2**63 bytes, but {what} is of shape {shape} "
+                f"(batch, spatial dimensions, channels): strides "
+                f"{tuple([axis.stride for axis in axes])}, padding "
+                f"{tuple([(axis.lo, axis.hi) for axis in axes])}."
+            )
 
 
 def _check_channels(

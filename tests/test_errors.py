@@ -493,6 +493,49 @@ class ErrorsTest(parameterized.TestCase):
                 conv_transpose(LHS, RHS, (2, 2), "SAME", out_sharding=5)
 
 
+class BoundsTest(parameterized.TestCase):
+    """Sizes are 64-bit integers in XLA, which ends the process on others."""
+
+    @parameterized.product(
+        implementation=jaxconvt.IMPLEMENTATIONS,
+        case=(
+            ("strides", {"strides": (2**62, 1)}),
+            ("strides", {"strides": (1, 57 * 10**17)}),
+            ("strides", {"strides": (2**61, 2**61)}),
+            ("rhs_dilation", {"rhs_dilation": (1, 2**62)}),
+            ("padding", {"padding": [(2**62, 2**62), (0, 0)]}),
+            ("padding", {"padding": [(-(2**63) + 1, 0), (0, 0)], "use_consistent_padding": True}),
+            ("strides", {"padding": [(2**31, 0), (2**31, 0)]}),
+            ("padding", {"padding": [(2**62, 0), (0, 0)], "strides": (1, 1)}),
+            ("strides", {"lhs": jax.ShapeDtypeStruct((2**61, 3, 3, 2), "float32")}),
+        ),
+    )
+    def test_sizes_beyond_all_bounds(self, implementation, case):
+        name, kwargs = case
+        arguments = {
+            "lhs": jax.ShapeDtypeStruct((1, 3, 3, 2), "float32"),
+            "rhs": jax.ShapeDtypeStruct((3, 3, 2, 2), "float32"),
+            "strides": (2, 2),
+            "padding": "VALID",
+            **kwargs,
+        }
+        lhs, rhs = arguments.pop("lhs"), arguments.pop("rhs")
+        f = functools.partial(jaxconvt.conv_transpose, **arguments, implementation=implementation)
+        with self.assertRaisesRegex(ValueError, f"^{name} must keep .* within (64 bits|2..63)"):
+            jax.eval_shape(f, lhs, rhs)
+
+    @parameterized.product(implementation=jaxconvt.IMPLEMENTATIONS)
+    def test_sizes_within_them(self, implementation):
+        f = functools.partial(
+            jaxconvt.conv_transpose,
+            strides=(2**40,),
+            padding="VALID",
+            implementation=implementation,
+        )
+        lhs, rhs = (jax.ShapeDtypeStruct(shape, "int8") for shape in ((1, 3, 2), (3, 2, 2)))
+        self.assertEqual(jax.eval_shape(f, lhs, rhs).shape, (1, 3 * 2**40, 2))
+
+
 if __name__ == "__main__":
     if sys.argv[1:] == ["table"]:
         failures = [x for x in map(failure, TABLE) if x]

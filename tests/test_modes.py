@@ -132,8 +132,14 @@ class Kept(parameterized.TestCase):
             at = _plan.describe("out", axes, dtype=np.float32, flipped=False, alone=True, **letters)
             _plan.choose("auto", "cpu", at, together=False)
             _spec.cached_describe((1, i + 1, 2), (2, 2, 3), (2,), "SAME", (1,),
-                                  _spec.layout(None, 3), False, False, 1, None, None)  # fmt: skip
-        for cached in (_plan._choose, _spec._cached, _geometry.runs, _geometry.phase_groups):
+                                  _spec.layout(None, 3), False, False, 1, None, None, 4)  # fmt: skip
+        for cached in (
+            _plan._choose,
+            _plan._terms,
+            _spec._cached,
+            _geometry.runs,
+            _geometry.phase_groups,
+        ):
             info = cached.cache_info()
             self.assertIsNotNone(info.maxsize)
             self.assertLessEqual(info.currsize, info.maxsize)
