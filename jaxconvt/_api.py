@@ -130,7 +130,7 @@ def conv_transpose(
         output_shape,
     )
     if precision is not None or preferred_element_type is not None:
-        numerics = _spec.numerics(lhs.dtype, precision, preferred_element_type)
+        numerics = _spec.numerics(_spec.dtype_of(lhs), precision, preferred_element_type)
         precision, preferred_element_type = numerics
     _spec.choice("implementation", implementation, IMPLEMENTATIONS)
     if out_sharding is not None and not _HAS_OUT_SHARDING:

@@ -27,10 +27,10 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxconvt import _col2im, _depthwise, _dilated, _plan, _polyphase
+from jaxconvt import _col2im, _compat, _depthwise, _dilated, _plan, _polyphase
 from jaxconvt._geometry import Axes
 from jaxconvt._plan import Choice
-from jaxconvt._spec import Array, Shape, Spec
+from jaxconvt._spec import Array, Shape, Spec, requested
 from jaxconvt._views import Numerics, vary_alike
 
 # The two operands of each face, in order.
@@ -166,7 +166,9 @@ def _conv(
 ) -> jax.Array:
     """Any layout in, the primitive's own, any layout out."""
     lhs, rhs = vary_alike(jnp.asarray(lhs), jnp.asarray(rhs))
-    dtype = lhs.dtype if preferred_element_type is None else preferred_element_type
+    dtype = lhs.dtype
+    if preferred_element_type is not None:
+        dtype = requested(preferred_element_type)
     dn, g = spec.dimension_numbers, spec.groups
     batch, channels, *spatial = dn.lhs_spec
     x = lax.transpose(lhs, (batch, *spatial, channels))
@@ -188,7 +190,7 @@ def _conv(
         implementation=implementation,
         precision=precision,
         default_precision=jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
-        dtype=jax.dtypes.canonicalize_dtype(dtype),
+        dtype=dtype,
         flipped=spec.transpose_kernel,
         together=False,
     )
@@ -227,17 +229,17 @@ def compute(
     """
     letters = _letters(face, x, y, axes)
     shape = shape_of(face, axes, **letters)
-    if 0 in (*x.shape, *y.shape, *shape):
-        return jnp.zeros(shape, dtype)
     common, total = summed_in(x.dtype, y.dtype, dtype)
     at = _plan.describe(face, axes, dtype=common, flipped=flipped, alone=alone, **letters)
-    choice = _plan.choose(implementation, platform, at, together)
-    convolution = choice.name != "col2im" and not _plan.products(at, choice)
-    if convolution and platform != "cpu" and x.dtype == y.dtype == dtype != jnp.bool_:
-        # As jax.lax makes it: what multiplies narrow numbers there sums them in wider ones.
-        common = total = x.dtype
-    how = Numerics(precision, total)
-    with jax.default_matmul_precision(default_precision):
+    with _compat.exactly(common, total, dtype), jax.default_matmul_precision(default_precision):
+        if 0 in (*x.shape, *y.shape, *shape):
+            return jnp.zeros(shape, dtype)
+        choice = _plan.choose(implementation, platform, at, together)
+        convolution = choice.name != "col2im" and not _plan.products(at, choice)
+        if convolution and platform != "cpu" and x.dtype == y.dtype == dtype != jnp.bool_:
+            # As jax.lax makes it: what multiplies narrow numbers there sums in wider ones.
+            common = total = x.dtype
+        how = Numerics(precision, total)
         return _run(choice, at, x.astype(common), y.astype(common), how, dtype)
 
 
@@ -440,7 +442,9 @@ if jax.__version_info__ < (0, 7):
 def _lower(platform: str, ctx: mlir.LoweringRuleContext, x: Any, y: Any, **params: Any) -> Any:
     alone = _one_devices(ctx.module_context.axis_context)
     rule = partial(compute, platform=platform, alone=alone)
-    return mlir.lower_fun(rule, multiple_results=False)(ctx, x, y, **params)
+    dtypes = [aval.dtype for aval in (*ctx.avals_in, *ctx.avals_out)]
+    with _compat.exactly(*dtypes):  # for rules of JAX's own that trace once more
+        return mlir.lower_fun(rule, multiple_results=False)(ctx, x, y, **params)
 
 
 def _one_devices(context: Any) -> bool:
@@ -451,8 +455,8 @@ def _one_devices(context: Any) -> bool:
     """
     if getattr(context, "num_devices", None) == 1:
         return True
-    manual = getattr(context, "manual_axes", None)
-    return bool(manual) and frozenset(context.mesh.axis_names) <= frozenset(manual)
+    manual: frozenset[Any] = getattr(context, "manual_axes", frozenset())
+    return bool(manual) and manual >= frozenset(context.mesh.axis_names)
 
 
 mlir.register_lowering(conv_transpose_p, partial(_lower, "other"))

@@ -64,7 +64,7 @@ def grad_rhs(
         if _smaller(columns, (*[len(p.shifts) for p in group], lhs.shape[-1])):
             x, c = views.patches(lhs, axes, group), len(columns)
             u = lax.transpose(u, (*range(n + 1, u.ndim), *range(n + 1)))
-            k = _dot(u, x, (tuple(range(c, u.ndim)), tuple(range(n + 1))), how)
+            k = _dot(u, x, (tuple(range(c, u.ndim)), tuple(range(n + 1))), _exchanged(how))
             k = lax.transpose(k, (*range(c, k.ndim), *range(c)))
         else:
             x = views.patches(front, axes, group, True)
@@ -72,6 +72,12 @@ def grad_rhs(
             k = _dot(x, u, over, how)
         parts.append(views.back(partial(views.kernel, axes=axes, group=group, few=0), shape, k))
     return sum(parts[1:], parts[0])
+
+
+def _exchanged(how: Numerics) -> Numerics:
+    """For a product whose operands are in the other order: a pair of precisions is theirs."""
+    pair = isinstance(how.precision, tuple)
+    return how._replace(precision=how.precision[::-1]) if pair else how
 
 
 def _smaller(shape: tuple[Size, ...], other: tuple[Size, ...]) -> bool:

@@ -88,10 +88,11 @@ def explain(*args: Any, platform: str | None = None, **kwargs: Any) -> Explanati
         _spec.choice("platform", platform, tuple(_plan.RATES))
     lhs, rhs, spec, arguments = read(*args, **kwargs)
     _, dtype = _spec.numerics(
-        lhs.dtype, arguments["precision"], arguments["preferred_element_type"]
+        _spec.dtype_of(lhs), arguments["precision"], arguments["preferred_element_type"]
     )
     _spec.choice("implementation", arguments["implementation"], _plan.IMPLEMENTATIONS)
-    return _explanation(platform, lhs, rhs, spec, lhs.dtype if dtype is None else dtype)
+    dtype = _spec.dtype_of(lhs) if dtype is None else _spec.requested(dtype)
+    return _explanation(platform, lhs, rhs, spec, dtype)
 
 
 # What `_spec.read` takes of the arguments of `conv_transpose`, besides lhs and rhs.
@@ -125,7 +126,7 @@ def _explanation(platform: str, lhs: Array, rhs: Array, spec: Spec, dtype: Any) 
     if _plan.RATES.get(platform) is None:
         why = f"no other lowering has been measured on {platform}"
     letters = _bilinear.letters_of(lhs.shape, rhs.shape, spec)
-    operand, dtype = (jax.dtypes.canonicalize_dtype(d) for d in (lhs.dtype, dtype))
+    operand = _spec.dtype_of(lhs)
     calls = {}
     for face in _TITLES:
         common, _ = _bilinear.summed_in(operand, operand if face == "out" else dtype, dtype)

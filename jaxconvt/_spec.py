@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 
 from jaxconvt import _geometry as geometry
+from jaxconvt._compat import exactly, x64_mode
 from jaxconvt._geometry import Axis, Padding, Size
 
 Array = jax.Array  # or a NumPy array, used alike
@@ -69,10 +70,29 @@ def array(name: str, value: Any, or_struct: bool = False) -> Array:
     return result
 
 
+def dtype_of(x: Array) -> Any:
+    """The dtype that JAX sees: some keep 64 bits of an array outside of the x64 mode."""
+    if not isinstance(x, (jax.core.Tracer, jax.Array)):
+        return jax.dtypes.canonicalize_dtype(x.dtype)
+    wide = x.dtype.itemsize > 4 and not isinstance(x, jax.core.Tracer)
+    return jax.eval_shape(lambda x: x, x).dtype if wide else x.dtype
+
+
+def requested(dtype: Any) -> Any:
+    """The dtype that JAX gives who asks for this one, in its mode of the moment."""
+    return _requested(dtype, *x64_mode())
+
+
+@lru_cache(maxsize=256, typed=True)
+def _requested(dtype: Any, *mode: Any) -> Any:
+    one = jax.ShapeDtypeStruct((), np.dtype(bool))
+    return jax.eval_shape(lambda x: lax.convert_element_type(x, dtype), one).dtype
+
+
 def check_dtypes(lhs: Array, rhs: Array) -> None:
-    """Raises TypeError unless both have one dtype, as JAX sees it (x64 on or off)."""
-    if lhs.dtype != rhs.dtype:
-        seen = [jax.dtypes.canonicalize_dtype(x.dtype) for x in (lhs, rhs)]
+    """Raises TypeError unless both have one dtype, as JAX sees it."""
+    if lhs.dtype != rhs.dtype or type(lhs) is not type(rhs):
+        seen = dtype_of(lhs), dtype_of(rhs)
         if seen[0] != seen[1]:
             raise TypeError(
                 f"lhs and rhs must have the same dtype, got lhs of {seen[0]} and rhs of "
@@ -90,12 +110,11 @@ def numerics(dtype: Any, precision: Any, preferred_element_type: Any) -> tuple[A
     ):
         if value is None:
             continue
-        x64: bool = jax.config.jax_enable_x64  # type: ignore[attr-defined]
         try:
             try:
-                _try_numerics(dtype, name, value, x64)
+                _try_numerics(dtype, name, value, *x64_mode())
             except TypeError:  # also what an unhashable value (a list) raises
-                _try_numerics.__wrapped__(dtype, name, value, None)
+                _try_numerics.__wrapped__(dtype, name, value)
         except (TypeError, ValueError, AttributeError, KeyError) as e:
             _untraced(name, value)
             kind = TypeError if isinstance(e, TypeError) else ValueError
@@ -107,9 +126,10 @@ def numerics(dtype: Any, precision: Any, preferred_element_type: Any) -> tuple[A
 
 
 @lru_cache(maxsize=256, typed=True)  # 1 equals np.float32(1), which has a dtype
-def _try_numerics(dtype: Any, name: str, value: Any, x64: Any) -> None:
+def _try_numerics(dtype: Any, name: str, value: Any, *mode: Any) -> None:
     """JAX itself is asked, on a 1x1 product, so that the answer is the installed one's."""
-    one = jax.ShapeDtypeStruct((1, 1), jax.dtypes.canonicalize_dtype(dtype))
+    with exactly(dtype), jax.ensure_compile_time_eval():
+        one = jnp.zeros((1, 1), dtype)  # a struct of 64 bits loses them outside of the x64 mode
     jax.eval_shape(
         lambda lhs, rhs: lax.conv_general_dilated(lhs, rhs, (), (), **{name: value}), one, one
     )

@@ -131,8 +131,20 @@ class Kept(parameterized.TestCase):
             letters = {"n": 1, "g": 1, "i": 2, "j": 3}
             at = _plan.describe("out", axes, dtype=np.float32, flipped=False, alone=True, **letters)
             _plan.choose("auto", "cpu", at, together=False)
-            _spec.cached_describe((1, i + 1, 2), (2, 2, 3), (2,), "SAME", (1,),
-                                  _spec.layout(None, 3), False, False, 1, None, None, 4)  # fmt: skip
+            _spec.cached_describe(
+                (1, i + 1, 2),
+                (2, 2, 3),
+                (2,),
+                "SAME",
+                (1,),
+                _spec.layout(None, 3),
+                False,
+                False,
+                1,
+                None,
+                None,
+                4,
+            )
         for cached in (
             _plan._choose,
             _plan._terms,

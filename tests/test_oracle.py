@@ -200,6 +200,40 @@ class OracleTest(parameterized.TestCase):
                 self.assertEqual(x.dtype, dtype)
             self.assert_case(c, lhs, rhs, value, gradients)
 
+    @parameterized.product(
+        implementation=util.IMPLEMENTATIONS,
+        dtype=("float64", "complex128"),
+        made=(True, False),
+        preferred=(None, "float32", "float64"),
+        jit=(True, False),
+    )
+    def test_x64_when_arrays_are_made_and_when_they_are_used(
+        self, implementation, dtype, made, preferred, jit
+    ):
+        c = case("", (2, 5, 3), (4, 3, 2), (2,), "SAME")
+        with util.x64(made):
+            lhs, rhs = map(jnp.asarray, util.operands(c, dtype))
+
+        def results(f, run):
+            f = functools.partial(f, preferred_element_type=preferred)
+            f = functools.partial(run, f, c)
+            with util.x64(not made):
+                try:
+                    return (jax.jit(f) if jit else f)(lhs, rhs)
+                except (TypeError, ValueError) as error:
+                    return type(error)
+
+        ours = functools.partial(conv_transpose, implementation=implementation)
+        exact = oracle.conv_transpose(lhs, rhs, **c.kwargs)
+        for run in (util.value, util.value_and_gradients):
+            got, want = results(ours, run), results(lax.conv_transpose, run)
+            if isinstance(want, tuple):
+                self.assertEqual([x.dtype for x in got], [x.dtype for x in want])
+                rtol = 1e-12 if lhs.dtype == dtype == got[0].dtype else 1e-4
+                np.testing.assert_allclose(got[0], exact, rtol=rtol, atol=rtol)
+            elif run is util.value:  # JAX 0.5 lacks some gradients, and mixes up some types
+                self.assertEqual(got, want)
+
     @parameterized.product(implementation=util.IMPLEMENTATIONS, dtype=("int32", "uint32"))
     def test_integers_do_not_wrap_on_the_way_to_floats(self, implementation, dtype):
         lhs, rhs = (np.full(shape, 100_000, dtype) for shape in ((1, 3, 2), (2, 2, 3)))
@@ -224,6 +258,38 @@ class OracleTest(parameterized.TestCase):
         self.assertNotEmpty(products)
         for product in products:
             self.assertRegex(product, r"HIGHEST.*HIGHEST")
+
+    @parameterized.product(
+        implementation=[name for name in util.IMPLEMENTATIONS if name != "dilated"],
+        out=(2, 40),
+        groups=(1, 2),
+        flipped=(False, True),
+    )
+    def test_precision_of_each_operand(self, implementation, out, groups, flipped):
+        # That of lhs, then that of rhs; in gradients as jax.lax's own have them.
+        kernel = (4, out, 4 * groups) if flipped else (4, 4, out * groups)
+        c = case("", (2, 5, 4 * groups), kernel, (2,), "SAME", feature_group_count=groups,
+                 transpose_kernel=flipped)  # fmt: skip
+        lhs, rhs = util.operands(c)
+
+        def asked(name):
+            f = functools.partial(
+                conv_transpose,
+                **c.kwargs,
+                precision=("highest", "default"),
+                implementation=name,
+            )
+            ct = util.cotangent(jax.eval_shape(f, lhs, rhs).shape, "float32")
+            faces = (
+                lambda lhs, rhs, ct: f(lhs, rhs),
+                lambda lhs, rhs, ct: jax.vjp(lambda lhs: f(lhs, rhs), lhs)[1](ct),
+                lambda lhs, rhs, ct: jax.vjp(lambda rhs: f(lhs, rhs), rhs)[1](ct),
+            )
+            return [util.precisions(face, lhs, rhs, ct) for face in faces]
+
+        want = {(frozenset([0]), lax.Precision.HIGHEST), (frozenset([2]), lax.Precision.DEFAULT)}
+        self.assertContainsSubset(want, asked("dilated")[2])
+        self.assertEqual(asked(implementation), asked("dilated"))
 
     @parameterized.product(implementation=util.IMPLEMENTATIONS, inside=(True, False))
     def test_default_precision(self, implementation, inside):

@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 
 import jaxconvt
+from jaxconvt import _bilinear
 from tests import oracle
 
 IMPLEMENTATIONS = jaxconvt.IMPLEMENTATIONS
@@ -180,6 +181,40 @@ def convolution(f, *args):
     types = [str(x.aval) for x in (*found.invars, *found.outvars)]
     params = {k: jax.tree.map(_plain_int, v) for k, v in found.params.items()}
     return f"{types} {sorted(params.items())}"
+
+
+def precisions(f, *args):
+    """What each operand of each product is asked for, by the arguments of `f` it is made of.
+
+    Inside of our own primitive, too, as it is lowered for one CPU.
+    """
+    found = set()
+
+    def walk(jaxpr, made_of):
+        known = dict(zip(jaxpr.invars, made_of, strict=True))
+        for equation in jaxpr.eqns:
+            inputs = [frozenset() if hasattr(x, "val") else known.get(x, frozenset())
+                      for x in equation.invars]  # fmt: skip
+            inner = [
+                x for x in jax.tree.leaves(list(equation.params.values())) if hasattr(x, "eqns")
+            ]
+            if equation.primitive is _bilinear.conv_transpose_p:
+                lowered = functools.partial(
+                    _bilinear.compute, platform="cpu", alone=True, **equation.params
+                )
+                inner = [jax.make_jaxpr(lowered)(*[x.aval for x in equation.invars])]
+            results = [frozenset().union(*inputs)] * len(equation.outvars)
+            if inner:
+                results = walk(getattr(inner[0], "jaxpr", inner[0]), inputs)
+            elif equation.primitive.name in ("dot_general", "conv_general_dilated"):
+                found.update(zip(inputs[:2], equation.params["precision"], strict=True))
+            known.update(zip(equation.outvars, results, strict=True))
+        return [frozenset() if hasattr(x, "val") else known.get(x, frozenset())
+                for x in jaxpr.outvars]  # fmt: skip
+
+    closed = jax.make_jaxpr(f)(*args)
+    walk(closed.jaxpr, [frozenset([i]) for i in range(len(args))])
+    return found
 
 
 def _plain_int(x):  # jax 0.5 keeps a NumPy integer where it was given one
