@@ -215,6 +215,34 @@ class OnnxTest(parameterized.TestCase):
         row = "ONNX, upper" if upper else "ONNX, lower"
         check(ours(row, x=x, w=w, s=s, d=(d, d), g=g), expected)
 
+    @parameterized.product(
+        upper=[True, False],
+        case=[
+            ((3, 4), (2, 3), 1, 1, (1, 2)),
+            ((5, 3), (2, 1), 1, 2, (1, 0)),
+            ((3, 3), (3, 2), 2, 1, (2, 1)),
+            ((4, 3), (2, 3), 1, 4, (0, 1)),
+        ],
+    )
+    def test_auto_pad_with_output_padding(self, upper, case):
+        k, s, d, g, r = case
+        x, w = random(2, 4, 5, 6), random(4, 8 // g, *k, seed=1)
+        name = "upper" if upper else "lower"
+        how = dict(strides=s, auto_pad=f"SAME_{name.upper()}", dilations=(d, d), output_padding=r)
+        expected = self.expected(x, w, group=g, **how)
+        row = f"ONNX, {name} with output padding"
+        extents = [(taps - 1) * d + 1 for taps in k]
+        check(ours(row, x=x, w=w, s=s, d=(d, d), g=g, r=r, e=extents), expected)
+
+    def test_auto_pad_with_output_padding_by_hand(self):
+        x, w = np.ones((1, 1, 3, 1), np.float32), np.float32([1, 2, 3]).reshape(1, 1, 3, 1)
+        s, r = (2, 1), (1, 0)
+        row = "ONNX, upper with output padding"
+        got = ours(row, x=x, w=w, s=s, d=(1, 1), g=1, r=r, e=(3, 1))
+        np.testing.assert_array_equal(got.ravel(), [2, 4, 2, 4, 2, 3])
+        how = dict(strides=s, auto_pad="SAME_UPPER", output_padding=r)
+        check(got, self.expected(x, w, group=1, **how))
+
 
 PADDINGS = ["SAME", "VALID", ((1, 2), (0, 3))]
 
