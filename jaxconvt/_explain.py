@@ -143,7 +143,7 @@ def _explanation(platform: str, lhs: Array, rhs: Array, spec: Spec, dtype: Any) 
         choices[title] = str(_plan.choose("auto", platform, calls[face], together=True))
         costs = _plan.estimates(calls[face], platform)
         estimates[title] = {str(choice): seconds for choice, seconds in costs.items()}
-    rates = _plan.RATES[platform] or _plan.CPU
+    rates = _plan.rates_of(platform, calls["out"].kind)
     source = f"measured on {rates.measured}" if rates.measured else "UNMEASURED, conservative"
     why = (
         f"of the lowerings whose intermediates are small enough, and whose estimated time is "

@@ -189,6 +189,36 @@ class Decisions(parameterized.TestCase):
         self.assertEqual(names["float32"], ["polyphase", "col2im", "col2im"])
         self.assertEqual(names["bfloat16"], ["col2im"] * 3)
 
+    @parameterized.product(
+        name=[layer.name for layer in LAYERS],
+        version=tuple(TABLES),
+        dtype=("int8", "int32", "bool", "uint32"),
+    )
+    def test_cpu_integers_are_products_of_matrices(self, name, version, dtype):
+        # XLA's convolutions of integers are loops.
+        call = BY_NAME[name].call(dtype)
+        with cpu_as_of(version):
+            choices = explain(call.lhs, call.rhs, platform="cpu", **call.kwargs).choices
+        self.assertStartsWith(choices["value"], "col2im")
+
+    @parameterized.product(name=("hifigan_1", "hifigan_2", "encodec", "istft", "vnet"))
+    def test_cpu_wide_floats_are_convolved_in_two_dimensions_alone(self, name):
+        with util.x64():
+            call = BY_NAME[name].call("float64")
+            choices = explain(call.lhs, call.rhs, platform="cpu", **call.kwargs).choices
+        for choice in choices.values():
+            self.assertRegex(choice, "col2im|polyphase" if "rhs" in choice else "col2im")
+
+    def test_complex_numbers_are_planned_as_their_parts(self):
+        call = BY_NAME["dcgan_4"].call("complex64")
+        choices = explain(call.lhs, call.rhs, platform="cpu", **call.kwargs).choices
+        self.assertEqual(choices, explained("dcgan_4").choices)
+        f = functools.partial(jaxconvt.conv_transpose, **call.kwargs, implementation="col2im")
+        text = jax.jit(f).lower(call.lhs, call.rhs).as_text()
+        products = re.findall(r"dot_general .*", text)
+        self.assertLen(products, 3)
+        self.assertNotIn("complex", "".join(products))
+
     @parameterized.product(name=[layer.name for layer in LAYERS], platform=("cpu", "cuda"))
     def test_gradients_taken_together_cost_no_more(self, name, platform):
         def cost(together):
