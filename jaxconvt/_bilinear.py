@@ -240,9 +240,9 @@ def compute(
             # As jax.lax makes it: what multiplies narrow numbers there sums in wider ones.
             common = total = x.dtype
         x, y = x.astype(common), y.astype(common)
-        if platform == "cpu" and jnp.issubdtype(common, jnp.complexfloating):
-            how = Numerics(precision, jnp.finfo(total).dtype)
-            run = partial(_run, choice, at, how=how, dtype=how.preferred_element_type)
+        real = _plan.real_part(total)
+        if platform == "cpu" and real is not None:
+            run = partial(_run, choice, at, how=Numerics(precision, real), dtype=real)
             return _complex(run, x, y).astype(dtype)
         return _run(choice, at, x, y, Numerics(precision, total), dtype)
 

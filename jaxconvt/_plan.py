@@ -510,6 +510,13 @@ def _choose(implementation: str, platform: str, at: Call, together: bool) -> Cho
     return best[faces.index(at.face)]
 
 
+def real_part(dtype: Any) -> Any:
+    """The dtype of the real part of complex numbers, None for others."""
+    wide = jnp.dtype(dtype)
+    complex_ = jnp.issubdtype(wide, jnp.complexfloating)
+    return jnp.dtype(f"float{4 * wide.itemsize}") if complex_ else None
+
+
 def describe(
     face: str,
     axes: Axes,
@@ -525,8 +532,7 @@ def describe(
     """A face with these sizes of its letters; a symbolic n, which all lowerings take, is one."""
     n = n if type(n) is int else 1
     dtype = jnp.dtype(dtype)
-    if jnp.issubdtype(dtype, jnp.complexfloating):
-        dtype = jnp.finfo(dtype).dtype
+    dtype = real_part(dtype) or dtype
     kind = "float32"
     if dtype == jnp.bool_ or jnp.issubdtype(dtype, jnp.integer):
         kind = "integer"

@@ -210,9 +210,9 @@ class Decisions(parameterized.TestCase):
             self.assertRegex(choice, "col2im|polyphase" if "rhs" in choice else "col2im")
 
     def test_complex_numbers_are_planned_as_their_parts(self):
-        call = BY_NAME["dcgan_4"].call("complex64")
+        call = BY_NAME["unet_up"].call("complex64")
         choices = explain(call.lhs, call.rhs, platform="cpu", **call.kwargs).choices
-        self.assertEqual(choices, explained("dcgan_4").choices)
+        self.assertEqual(choices, explained("unet_up").choices)
         f = functools.partial(jaxconvt.conv_transpose, **call.kwargs, implementation="col2im")
         text = jax.jit(f).lower(call.lhs, call.rhs).as_text()
         products = re.findall(r"dot_general .*", text)
