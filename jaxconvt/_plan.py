@@ -161,7 +161,7 @@ RATES: dict[str, Rates | None] = {
 # alone, if lhs is not dilated, and none of integers; the rest are loops. Measured on 2 cores of
 # AMD EPYC (Zen 5), jaxlib 0.12. Complex numbers are three products of real ones (`_bilinear`).
 _LOOPS = dict(conv1=2e-10, conv3=2e-10, dilated=2e-10)
-OTHERS: dict[str, dict[str, dict[str, float]]] = {
+OTHERS: dict[str, dict[str, dict[str, Any]]] = {
     "cpu": {
         "integer": dict(conv=2e-10, **_LOOPS),
         "float64": dict(gemm=1.3e-11, kernel=2e-9, **_LOOPS),
