@@ -30,9 +30,9 @@ def _dilate(i, s):
 
 
 @st.composite
-def calls(draw, dtypes=FLOATS + OTHERS):
+def calls(draw, dtypes=FLOATS + OTHERS, dimensions=(0, 4)):
     """Calls that must be accepted."""
-    n = draw(st.integers(0, 4))
+    n = draw(st.integers(*dimensions))
     small = 5 if n < 3 else 3
 
     def each(low, high):
@@ -45,6 +45,9 @@ def calls(draw, dtypes=FLOATS + OTHERS):
     if g > 1:  # XLA itself has no groups of no channels
         ci, co = max(ci, 1), max(co, 1)
     sizes, taps = each(0, small), each(1, small)
+    if n in (1, 2) and draw(st.integers(0, 7)) == 0:  # a long kernel, on one axis
+        long = draw(st.integers(0, n - 1))
+        taps = tuple(draw(st.integers(60, 130)) if j == long else k for j, k in enumerate(taps))
     strides, dilations = each(1, 4), each(1, 3)
     extents = [_dilate(k, d) for k, d in zip(taps, dilations, strict=True)]
     kwargs: dict[str, Any] = {"strides": draw(st.sampled_from((tuple, list, np.array)))(strides)}
@@ -112,6 +115,35 @@ def _forward(o, e, s, pad):
     if o + total < 0:
         return None
     return max((o + total - e) // s + 1, 0)
+
+
+# Where sizes stop to fit in 32 or 64 bits.
+BOUNDS = tuple(2**power + more for power in (31, 32, 61, 62, 63) for more in (-2, -1, 0, 1))
+
+
+@st.composite
+def large(draw):
+    """Calls, legal or not, whose numbers are near the bounds; as shapes and arguments."""
+    n = draw(st.integers(1, 3))
+
+    def numbers(low):
+        one = st.one_of(st.integers(low, 3), st.sampled_from(BOUNDS))
+        return tuple(draw(st.lists(one, min_size=n, max_size=n)))
+
+    small = st.integers(1, 3)
+    sizes, taps = (tuple(draw(st.lists(small, min_size=n, max_size=n))) for _ in range(2))
+    batch, ci, co = draw(st.sampled_from((1, 2, 2**31, 2**40))), draw(small), draw(small)
+    pads = [
+        (lo * draw(st.sampled_from((1, -1))), hi)
+        for lo, hi in zip(numbers(0), numbers(0), strict=True)
+    ]
+    kwargs = {
+        "strides": numbers(1),
+        "rhs_dilation": numbers(1),
+        "padding": draw(st.sampled_from(("SAME", "VALID", pads))),
+        "use_consistent_padding": draw(st.booleans()),
+    }
+    return (batch, *sizes, ci), (*taps, ci, co), kwargs
 
 
 # What a good argument may be turned into.

@@ -1,19 +1,22 @@
 """Random calls against the oracle and jax.lax, and random bad calls against our own promises."""
 
 import contextlib
+import math
+from functools import partial
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, note
+from hypothesis import given, note, settings
 from hypothesis import strategies as st
+from jax import export
 
 import jaxconvt
 from jaxconvt import _plan
 from tests import oracle, util
-from tests.fuzz.calls import Call, calls, mutations
+from tests.fuzz.calls import Call, calls, large, mutations
 
 pytestmark = pytest.mark.fuzz
 
@@ -64,14 +67,13 @@ def test_value_and_gradients(call: Call, implementation: str, chunk: int):
         scale = oracle.conv_transpose(
             *(np.abs(oracle.exact(x)).astype(float) for x in (lhs, rhs)), **call.kwargs
         )
-        differentiable = jnp.issubdtype(lhs.dtype, jnp.inexact) and "float8" not in call.dtype
-        if not differentiable:
+        wide = implementation != "dilated"
+        if not jnp.issubdtype(lhs.dtype, jnp.inexact) or ("float8" in call.dtype and not wide):
             out = conv(lhs, rhs)
-            if "float8" not in call.dtype or implementation != "dilated":
+            if "float8" not in call.dtype:
                 util.assert_close(out, exact, scale, _terms(call), "value")
             return
         out, transpose = jax.vjp(conv, lhs, rhs)
-        wide = implementation != "dilated"
         if wide or not _xla_misreads(call):
             util.assert_close(out, exact, scale, _terms(call), "value", wide)
         ct = util.cotangent(out.shape, out.dtype)
@@ -84,6 +86,144 @@ def test_value_and_gradients(call: Call, implementation: str, chunk: int):
             for name, got, want, scale in zip(("lhs", "rhs"), grads, wants, scales, strict=True):
                 terms = _terms(call) + ct.size
                 util.assert_close(got, want, scale, terms, f"{name} gradient")
+
+
+OURS = [name for name in jaxconvt.IMPLEMENTATIONS if name != "dilated"]
+FEWER = settings(max_examples=max(settings.default.max_examples // 10, 60))
+
+
+def _exact(call, lhs, rhs, ct):
+    """Value and gradients; `lhs` and `rhs` may be lists, of an example each."""
+    if isinstance(lhs, list):
+        each = [_exact(call, *pair, ct) for pair in zip(lhs, rhs, strict=True)]
+        return [np.stack(parts) for parts in zip(*each, strict=True)]
+    lhs, rhs, ct = map(oracle.exact, (lhs, rhs, ct))
+    value = oracle.conv_transpose(lhs, rhs, **call.kwargs)
+    return [value, *oracle.vjp(lhs, rhs, ct, **call.kwargs)]
+
+
+def _magnitudes(x):
+    return [_magnitudes(part) for part in x] if isinstance(x, list) else np.abs(oracle.exact(x))
+
+
+def _check(call, got, arrays, summed=(lambda results: results)):
+    want, scale = (summed(_exact(call, *map(f, arrays))) for f in (lambda x: x, _magnitudes))
+    terms = _terms(call) + got[0].size
+    names = "value", "lhs gradient", "rhs gradient"
+    for name, *results in zip(names, got, want, scale, strict=True):
+        util.assert_close(*results, terms, name)
+
+
+@FEWER
+@given(
+    call=calls(("float32", "float32", "bfloat16", "complex64"), (1, 3)),
+    implementation=st.sampled_from(OURS),
+    devices=st.sampled_from((2, 4, 8)),
+    axes=st.tuples(st.integers(0, 4), st.integers(0, 4)),
+    examples=st.sampled_from((0, 0, 8, 5)),
+)
+def test_divided_among_devices(call, implementation, devices, axes, examples):
+    """Any axis of each operand, that `vmap` maps over among them."""
+    _forget()
+    note(f"{call} {implementation} {devices} {axes} {examples}")
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("d",))
+    lhs, rhs = call.operands()
+    many = [np.stack([x] * examples) if examples else x for x in (lhs, rhs)]
+    if examples:  # each its own
+        scales = np.arange(1, examples + 1).reshape(-1, *[1] * lhs.ndim)
+        many = [(x * scales).astype(x.dtype) for x in many]
+
+    def step(lhs, rhs):
+        def conv(lhs, rhs):
+            return jaxconvt.conv_transpose(lhs, rhs, implementation=implementation, **call.kwargs)
+
+        out, transpose = jax.vjp(conv, lhs, rhs)
+        ct = jnp.asarray(util.cotangent(out.shape, out.dtype))
+        return out, *transpose(ct)
+
+    def divided(lhs, rhs):
+        operands = []
+        for x, axis in zip((lhs, rhs), axes, strict=True):
+            spec = [None] * x.ndim
+            spec[axis % x.ndim] = "d"
+            sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+            operands.append(jax.lax.with_sharding_constraint(x, sharding))
+        return (jax.vmap(step) if examples else step)(*operands)
+
+    got = [np.asarray(x) for x in jax.jit(divided)(*many)]
+    shape = got[0].shape[1:] if examples else got[0].shape
+    arrays = map(list, many) if examples else (lhs, rhs)
+    _check(call, got, [*arrays, util.cotangent(shape, lhs.dtype)])
+
+
+@FEWER
+@given(
+    call=calls(("float32", "float64", "complex64", "bfloat16"), (0, 3)),
+    implementation=st.sampled_from(OURS),
+    mapped=st.sampled_from(((0, None), (None, 0), (0, 0))),
+    inside=st.booleans(),
+    symbolic=st.booleans(),
+)
+def test_vmap(call, implementation, mapped, inside, symbolic):
+    """Over either and both operands, inside and outside of `vjp`; exported, of any size, too."""
+    _forget()
+    note(f"{call} {implementation} {mapped} {inside} {symbolic}")
+    with util.for_dtype(call.dtype):
+        lhs, rhs = call.operands()
+        batched = [
+            np.stack([x, -2 * x, x + 1]).astype(x.dtype) if axis == 0 else x
+            for x, axis in zip((lhs, rhs), mapped, strict=True)
+        ]
+
+        def conv(lhs, rhs):
+            return jaxconvt.conv_transpose(lhs, rhs, implementation=implementation, **call.kwargs)
+
+        def step(f, lhs, rhs):
+            out, transpose = jax.vjp(f, lhs, rhs)
+            shape = out.shape if inside else out.shape[1:]
+            ct = jnp.asarray(util.cotangent(shape, out.dtype))
+            return out, *transpose(jnp.broadcast_to(ct, out.shape))
+
+        f = partial(step, conv)
+        f = jax.vmap(f, mapped) if inside else partial(step, jax.vmap(conv, mapped))
+        f = jax.jit(f)
+        if symbolic:
+            scope = export.SymbolicScope()
+            structs = [
+                jax.ShapeDtypeStruct(
+                    (*export.symbolic_shape("e" if axis == 0 else "", scope=scope),
+                     *(x.shape[1:] if axis == 0 else x.shape)), x.dtype,
+                )
+                for x, axis in zip(batched, mapped, strict=True)
+            ]  # fmt: skip
+            f = export.export(f)(*structs).call
+        got = [np.asarray(x) for x in f(*batched)]
+        lists = [list(x) if axis == 0 else [x] * 3 for x, axis in zip(batched, mapped, strict=True)]
+
+        def summed(results):  # over the examples, where they share an operand
+            if inside:
+                return results
+            shared = [False, *[axis is None for axis in mapped]]
+            return [x.sum(0) if s else x for x, s in zip(results, shared, strict=True)]
+
+        _check(call, got, [*lists, util.cotangent(got[0].shape[1:], lhs.dtype)], summed)
+
+
+@given(call=large(), implementation=st.sampled_from(jaxconvt.IMPLEMENTATIONS))
+def test_sizes_near_the_bounds(call, implementation):
+    """Either the shape by the formula, or words of ours."""
+    lhs, rhs, kwargs = call
+    note(f"{call} {implementation}")
+    structs = [jax.ShapeDtypeStruct(shape, "float32") for shape in (lhs, rhs)]
+    f = partial(jaxconvt.conv_transpose, implementation=implementation, **kwargs)
+    try:
+        shape = jax.eval_shape(f, *structs).shape
+    except (ValueError, TypeError) as error:
+        assert str(error).startswith(("strides ", "padding ", "rhs_dilation ")), error
+        return
+    problem = oracle._Problem(lhs, rhs, **kwargs)
+    assert shape == (lhs[0], *problem.out_sizes, rhs[-1])
+    assert math.prod(shape) * 4 < 2**63
 
 
 _PLAIN = {"implementation": "dilated", "out_sharding": None, "feature_group_count": 1,
