@@ -455,7 +455,12 @@ if jax.__version_info__ < (0, 7):
 
 
 def _lower(platform: str, ctx: mlir.LoweringRuleContext, x: Any, y: Any, **params: Any) -> Any:
-    alone = _one_devices(ctx.module_context.axis_context)
+    module = ctx.module_context
+    alone = _one_devices(module.axis_context)
+    # An exported program may be called on operands that several devices divide, its groups, too.
+    exported = getattr(module.lowering_parameters, "for_export", True)
+    letters = _letters(params["face"], *ctx.avals_in, params["axes"])
+    alone = alone and not (exported and letters["g"] != 1)
     rule = partial(compute, platform=platform, alone=alone)
     dtypes = [aval.dtype for aval in (*ctx.avals_in, *ctx.avals_out)]
     with _compat.exactly(*dtypes):  # for rules of JAX's own that trace once more

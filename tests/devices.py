@@ -296,6 +296,19 @@ class DividedGroupsTest(parameterized.TestCase):
         ]
         self.check(functions, (lhs, kernels[0]), specs)
 
+    @parameterized.product(implementation=OURS, n=(1, 2, 3))
+    def test_exported_on_one_device_and_called_on_several(self, implementation, n):
+        lhs, kernels = self.arrays(n, 8)
+
+        def each(name):
+            f = self.conv(name)
+            gradient = jax.grad(lambda w, x: jnp.sum(jnp.sin(f(x[None], w))))
+            return lambda x, w: jax.vmap(gradient, (None, 0))(w, x)
+
+        exported = export.export(jax.jit(each(implementation)))(lhs, kernels[0])
+        self.assertEqual(exported.nr_devices, 1)
+        self.check((exported.call, each("dilated")), (lhs, kernels[0]), (P("d"), P()))
+
     @parameterized.product(implementation=OURS, groups=(1, 8), examples=(8, 16))
     def test_inside_a_shard_map(self, implementation, groups, examples):
         lhs, kernels = self.arrays(2, examples, groups)
