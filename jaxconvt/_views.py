@@ -142,9 +142,17 @@ def back(view: Callable[[jax.Array], jax.Array], shape: tuple[int, ...], x: jax.
 
 
 def pad(x: jax.Array, axis: int, low: int, high: int) -> jax.Array:
-    """Zeros around one axis; negative amounts crop."""
+    """Zeros around one axis; negative amounts crop, by slices.
+
+    XLA ends the process on a pad by negative amounts where devices divide the axis.
+    """
+    size = x.shape[axis]
+    start, stop = max(-low, 0), size + min(high, 0)
+    if stop <= start:  # nothing is left
+        start, stop, low, high = 0, 0, size + low + high, 0
+    x = lax.slice_in_dim(x, start, stop, axis=axis)
     config = [(0, 0, 0)] * x.ndim
-    config[axis] = (low, high, 0)
+    config[axis] = (max(low, 0), max(high, 0), 0)
     return lax.pad(x, jnp.zeros((), x.dtype), config)
 
 
