@@ -61,7 +61,7 @@ import numpy as np
 from jax import lax
 
 import jaxconvt
-from jaxconvt._dilated import flip_and_swap
+from jaxconvt._default import flip_and_swap
 from jaxconvt._explain import read
 from jaxconvt._layers import BY_NAME, LAYERS, Call, Layer
 from jaxconvt._measure import REFERENCE, TOLERANCES, cores, machine

@@ -9,7 +9,6 @@ import argparse
 import json
 import math
 import os
-import re
 import statistics
 import sys
 import time
@@ -46,7 +45,7 @@ RESULTS = ("value", "value of step", "lhs gradient", "rhs gradient")
 DTYPES = tuple(TOLERANCES)
 
 # How the report writes what `jaxconvt.explain` says.
-SHORT = {"dilated": "d", "col2im": "c", "polyphase": "p"}
+SHORT = {"dilated": "d", "strided": "s", "depthwise": "w", "col2im": "c", "polyphase": "p"}
 
 
 def measure(layer: Layer, dtype: str) -> dict[str, Any]:
@@ -87,7 +86,10 @@ def measure(layer: Layer, dtype: str) -> dict[str, Any]:
         },
         "differs": differs,
         "difference": differences,
-        "choices": jaxconvt.explain(call.lhs, call.rhs, **call.kwargs).choices,
+        "choices": {
+            title: choice._asdict()
+            for title, choice in jaxconvt.explain(call.lhs, call.rhs, **call.kwargs).choices.items()
+        },
     }
 
 
@@ -143,23 +145,16 @@ def line(row: dict[str, Any]) -> str:
         if name in APPROXIMATE:
             verdict = f"{max(row['difference'][name].values()):.0e}"
         text += f"{verdict:>9}"
-    text += "  " + " ".join(short(choice) for choice in row["choices"].values())
+    text += "  " + " ".join(short(**choice) for choice in row["choices"].values())
     verdicts = (
         f"{name} DIFFERS in {', '.join(what)}" for name, what in row["differs"].items() if what
     )
     return "  ".join((text, *verdicts))
 
 
-def short(choice: str) -> str:
-    """A lowering's name as the report writes it."""
-    name, _, form = choice.partition(" ")
-    gathered = re.search(r"first (?:(\d+) axes|axis) gathered", form)
-    chunks = re.search(r"in (\d+) chunks", form)
-    return (
-        SHORT.get(name, name)
-        + "+" * (int(gathered[1] or 1) if gathered else 0)
-        + (f"/{chunks[1]}" if chunks else "")
-    )
+def short(name: str, gathered: int, chunks: int) -> str:
+    """A choice as the report writes it."""
+    return SHORT.get(name, name) + "+" * gathered + (f"/{chunks}" if chunks > 1 else "")
 
 
 def agrees(row: dict[str, Any]) -> bool:

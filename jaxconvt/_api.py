@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxconvt import _dilated, _spec
+from jaxconvt import _default, _spec
+from jaxconvt._compat import conv_general_dilated
 from jaxconvt._plan import IMPLEMENTATIONS
 
-_HAS_OUT_SHARDING = "out_sharding" in inspect.signature(lax.conv_general_dilated).parameters
+_HAS_OUT_SHARDING = "out_sharding" in inspect.signature(conv_general_dilated).parameters
 
 
 def conv_transpose(
@@ -94,15 +94,19 @@ def conv_transpose(
         its kernel with `transpose_kernel=True`.
       out_sharding: sharding of the output under explicit sharding, as in
         `lax.conv_general_dilated`, on versions of JAX where that takes it.
-      implementation: "dilated", the default, is jax.lax's own lowering. "col2im" (a GEMM, whose
-        results are folded; if depthwise, a sum over taps) and "polyphase" (stride-1
-        convolutions, whose results are interleaved) compute the same function, with the same
-        gradients, to within rounding. "auto" picks one of the three for the value and for
-        each gradient, by estimated cost on the platform lowered for, whose intermediates stay
-        within four times the operands and the result, or 32 MiB, unless that cost more than
-        half of the speed; on one device, large batches are taken in chunks, so that they do.
-        `jaxconvt.explain` says what is picked and why. For symbolic spatial sizes "auto" is
-        "dilated", and "col2im" and "polyphase" are errors.
+      implementation: "dilated", the default, is jax.lax's own lowering. The others compute the
+        same function, with the same gradients, to within rounding: "strided" (the gradients of
+        the strided convolution that this transposes, which cuDNN has calls for), "depthwise" (a
+        sum over taps, for one lhs channel a group), "col2im" (a product of matrices, whose
+        results are folded) and "polyphase" (stride-1 convolutions, whose results are
+        interleaved). What one of these can't make, "col2im" makes: the kernel gradient of
+        "polyphase", calls of "depthwise" that are none, and convolutions that XLA would divide
+        wrongly among devices. "auto" picks one for the value and for each gradient, by
+        estimated cost on the platform lowered for. Its intermediates stay within four times the
+        operands and the result, or 32 MiB, unless that cost more than half of the speed; on one
+        device, large batches are taken in chunks, so that they do. `jaxconvt.explain` says what
+        is picked and why. For symbolic spatial sizes "auto" is "dilated", and the other names
+        are errors.
 
     Returns:
       The array of rank `n + 2`, by default `(batch, spatial..., out channels)`.
@@ -146,15 +150,15 @@ def conv_transpose(
         )
     if implementation != "dilated":
         # Only now: jax.extend, which it needs, takes longer to import than all else here.
-        from jaxconvt import _bilinear
+        from jaxconvt import _layout
 
-        obstacle = _bilinear.obstacle(lhs, rhs, spec)
-        if not obstacle:
+        unsupported = _layout.why_unsupported(lhs, rhs, spec)
+        if not unsupported:
             numerics = precision, preferred_element_type
-            return _bilinear.conv(lhs, rhs, spec, implementation, *numerics, out_sharding)
+            return _layout.conv(lhs, rhs, spec, implementation, *numerics, out_sharding)
         if implementation != "auto":
             raise ValueError(
-                f"implementation must be 'dilated' or 'auto' for {obstacle}, got "
+                f"implementation must be 'dilated' or 'auto' for {unsupported}, got "
                 f"{implementation!r}."
             )
-    return _dilated.conv(lhs, rhs, spec, precision, preferred_element_type, out_sharding)
+    return _default.conv(lhs, rhs, spec, precision, preferred_element_type, out_sharding)

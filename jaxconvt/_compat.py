@@ -7,6 +7,10 @@ import jax
 import jax.experimental
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+
+# JAX's own, whatever `jaxconvt.install` puts in its place.
+conv_general_dilated = lax.conv_general_dilated
 
 _x64: Any = vars(jax if hasattr(jax, "enable_x64") else jax.experimental)["enable_x64"]
 
@@ -28,3 +32,57 @@ def x64_mode() -> tuple[Any, ...]:
     """What decides whether JAX gives 64 bits to who asks for them: of keys of caches."""
     explicit = getattr(jax.config, "jax_explicit_x64_dtypes", None)
     return jax.config.jax_enable_x64, explicit  # type: ignore[attr-defined]
+
+
+def jit_disabled() -> bool:
+    disabled: bool = jax.config.jax_disable_jit  # type: ignore[attr-defined]
+    return disabled
+
+
+def explicit_axes(*arrays: Any) -> tuple[str, ...]:
+    """Those axes of the arrays' mesh, if any, by which types may say how they are sharded.
+
+    Not whether they do: `jax.vmap` hides the axes that it maps over.
+    """
+    for x in arrays:
+        mesh = getattr(getattr(getattr(x, "aval", None), "sharding", None), "mesh", None)
+        types = getattr(mesh, "axis_types", None) or ()  # of JAX 0.5, one for several axes
+        named = zip(getattr(mesh, "axis_names", ()), types, strict=False)
+        if axes := tuple([name for name, type_ in named if "Explicit" in str(type_)]):
+            return axes
+    return ()
+
+
+def register_for_shard_map(primitive: Any) -> None:
+    """Before JAX 0.7, it asks every primitive how it treats values that differ per device."""
+    if jax.__version_info__ < (0, 7):
+        from jax.experimental import shard_map
+
+        for register in ("register_standard_check", "register_standard_rewrite"):
+            getattr(shard_map, register, lambda primitive: None)(primitive)
+
+
+def varying(x: Any) -> frozenset[str]:
+    """The mesh axes of a `shard_map` over which a value differs."""
+    # It has one attribute or the other, or none.
+    aval = getattr(x, "aval", None)
+    axes: frozenset[str] = getattr(
+        getattr(aval, "manual_axis_type", aval), "varying", getattr(aval, "vma", frozenset())
+    )
+    return axes
+
+
+def vary(x: Any, axes: frozenset[str]) -> Any:
+    """The same value, as one that differs over more mesh axes."""
+    if not axes:
+        return x
+    if hasattr(lax, "pcast"):
+        return lax.pcast(x, tuple(axes), to="varying")
+    return lax.pvary(x, tuple(axes))  # type: ignore[attr-defined]
+
+
+def device_kind(platform: str) -> str:
+    """That of the devices of a platform, or "" where this process has none."""
+    backend = jax.default_backend()
+    found = {"gpu": ("cuda", "rocm")}.get(backend, (backend,))
+    return jax.devices()[0].device_kind if platform in found and backend != "cpu" else ""

@@ -6,8 +6,10 @@ from typing import Any
 
 import jax
 
-from jaxconvt import _plan, _spec
+from jaxconvt import _compat, _plan, _spec
 from jaxconvt._api import conv_transpose
+from jaxconvt._call import Choice
+from jaxconvt._costs import PLATFORMS, cost_of
 from jaxconvt._spec import Array, Spec
 
 _TITLES = {"out": "value", "lhs": "lhs gradient", "rhs": "rhs gradient"}
@@ -18,14 +20,15 @@ class Explanation:
     """The decisions of `implementation="auto"` for one call; readable when printed.
 
     `platform` is the one asked about, `choices` maps "value", "lhs gradient" and
-    "rhs gradient" to the names of the lowerings picked (of both gradients taken together, as
-    in training, which share work; one alone may get another), `estimates` maps each of them to
-    the estimated seconds of every lowering (it is empty where nothing is estimated), and
-    `reason` says why. "col2im with the first 2 axes gathered" and "col2im in 4 chunks" (of
-    the batch) are forms of "col2im", by which name they are pinned. Chunks are for a program of
-    one device: where it is divided among several, the whole batch is taken at once, and the
-    lhs gradient is "dilated" or plain "col2im", which devices sum once at most. A symbolic
-    batch is taken for one image.
+    "rhs gradient" to the lowerings picked, each with a `name` and the form that it takes (of
+    both gradients taken together, as in training, which share work; one alone may get
+    another), `estimates` maps each of them to what is estimated of every lowering: its `seconds`,
+    bytes of intermediates (`temp`), whether those are few enough (`fits`), and what the compiler
+    `becomes` of it (it is empty where nothing is estimated); `both_gradients` is the estimate of
+    the two together, and `reason` says why. Some spatial axes of "col2im" may be `gathered`, and
+    its batch be taken in `chunks`; by name, all forms are pinned. Chunks are for a program of one
+    device: where it is divided among several, the whole batch is taken at once, and the lhs
+    gradient is one that devices sum once at most. A symbolic batch is taken for one image.
 
     Example:
 
@@ -34,24 +37,32 @@ class Explanation:
     >>> lhs = jax.ShapeDtypeStruct((1, 64, 64, 21), "float32")
     >>> rhs = jax.ShapeDtypeStruct((16, 16, 21, 21), "float32")
     >>> explanation = explain(lhs, rhs, (8, 8), "SAME", platform="cpu")
-    >>> explanation.choices["rhs gradient"]
-    'polyphase'
-    >>> "constants measured on" in explanation.reason
+    >>> str(explanation.choices["rhs gradient"])
+    'col2im with the first 2 axes gathered'
+    >>> "they rest on a clock" in explanation.reason
     True
     """
 
     platform: str
-    choices: dict[str, str]
-    estimates: dict[str, dict[str, float]]
+    choices: dict[str, Choice]
+    estimates: dict[str, dict[Choice, _plan.Estimate]]
     reason: str
+    both_gradients: float | None = None
 
     def __str__(self) -> str:
         lines = [f'implementation="auto" on {self.platform}: {self.reason}']
         for title, choice in self.choices.items():
-            lines.append(f"  {title:12s} {choice}")
-            for name, seconds in sorted(self.estimates.get(title, {}).items(), key=lambda x: x[1]):
-                picked = "  <- picked" if name == choice else ""
-                lines.append(f"    {seconds * 1e3:10.3f} ms estimated for {name}{picked}")
+            lines.append(f"  {title}: {choice}")
+            for other, estimate in self.estimates.get(title, {}).items():
+                remark = "<- picked" if other == choice else ""
+                remark = remark if estimate.fits else "too large"
+                text = (
+                    f"    {estimate.seconds * 1e3:9.3f} ms  {estimate.temp / 2**20:7.1f} MiB  "
+                    f"{other}: {estimate.becomes}  {remark}"
+                )
+                lines.append(text.rstrip())
+        if self.both_gradients is not None:
+            lines.append(f"  both gradients together: {self.both_gradients * 1e3:.3f} ms")
         return "\n".join(lines)
 
 
@@ -77,15 +88,15 @@ def explain(*args: Any, platform: str | None = None, **kwargs: Any) -> Explanati
     >>> from jaxconvt import explain
     >>> lhs = jax.ShapeDtypeStruct((1, 12, 12, 12, 64), "float32")
     >>> rhs = jax.ShapeDtypeStruct((3, 3, 3, 64, 32), "float32")
-    >>> explain(lhs, rhs, (2, 2, 2), "SAME", platform="tpu").choices["value"]
+    >>> explain(lhs, rhs, (2, 2, 2), "SAME", platform="tpu").choices["value"].name
     'dilated'
 
-    Source: the constants and the formula are in `jaxconvt/_plan.py`.
+    Source: the constants and the formulas are in `jaxconvt/_costs/`.
     """
     asked = platform is not None
     platform = _plan.platform_of(platform or jax.default_backend())
     if asked:
-        _spec.choice("platform", platform, tuple(_plan.RATES))
+        _spec.choice("platform", platform, PLATFORMS)
     lhs, rhs, spec, arguments = read(*args, **kwargs)
     _, dtype = _spec.numerics(
         _spec.dtype_of(lhs), arguments["precision"], arguments["preferred_element_type"]
@@ -119,37 +130,31 @@ def read(*args: Any, **kwargs: Any) -> tuple[Array, Array, Spec, dict[str, Any]]
 
 
 def _explanation(platform: str, lhs: Array, rhs: Array, spec: Spec, dtype: Any) -> Explanation:
-    from jaxconvt import _bilinear  # late, as in `_api`
+    from jaxconvt import _layout  # late, as in `_api`
 
-    obstacle = _bilinear.obstacle(lhs, rhs, spec)
-    why = f"nothing else is made for {obstacle}" if obstacle else ""
-    if _plan.RATES.get(platform) is None:
-        why = f"no other lowering has been measured on {platform}"
-    letters = _bilinear.letters_of(lhs.shape, rhs.shape, spec)
-    operand = _spec.dtype_of(lhs)
-    calls = {}
-    for face in _TITLES:
-        common, _ = _bilinear.summed_in(operand, operand if face == "out" else dtype, dtype)
-        flipped = spec.transpose_kernel
-        calls[face] = _plan.describe(
-            face, spec.axes, dtype=common, flipped=flipped, alone=True, **letters
-        )
-    if not all(at.static for at in calls.values()):
+    cost = cost_of(platform, _compat.device_kind(platform))
+    unsupported = _layout.why_unsupported(lhs, rhs, spec)
+    why = f"nothing else is made for {unsupported}" if unsupported else ""
+    calls = {} if unsupported else _layout.calls_of(lhs, rhs, spec, dtype, platform)
+    if not all(call.static for call in calls.values()):
         why = f"no time is estimated for symbolic channels, here of lhs {lhs.shape}"
     if why:
-        return Explanation(platform, dict.fromkeys(_TITLES.values(), "dilated"), {}, why + ".")
+        default = dict.fromkeys(_TITLES.values(), Choice("dilated"))
+        return Explanation(platform, default, {}, why + ".")
     choices, estimates = {}, {}
     for face, title in _TITLES.items():
-        choices[title] = str(_plan.choose("auto", platform, calls[face], together=True))
-        costs = _plan.estimates(calls[face], platform)
-        estimates[title] = {str(choice): seconds for choice, seconds in costs.items()}
-    rates = _plan.rates_of(platform, calls["out"].kind)
-    source = f"measured on {rates.measured}" if rates.measured else "UNMEASURED, conservative"
+        choices[title] = _plan.choose("auto", cost, calls[face], both_gradients=True)
+        estimates[title] = _plan.estimates(calls[face], cost)
+    gradients = [calls[face] for face in ("lhs", "rhs")]
+    picks = [choices[_TITLES[face]] for face in ("lhs", "rhs")]
+    both = _plan.gradients_estimate(gradients, picks, cost).seconds
     why = (
         f"of the lowerings whose intermediates are small enough, and whose estimated time is "
-        f"within {rates.trusted - 1:.0%} of the least, the one with the smallest intermediates. "
-        f"Times are for comparison, not predictions of what a clock shows; constants {source}."
+        f"within {cost.trusted - 1:.0%} of the least, the one with the smallest intermediates. "
+        f"Times are for comparison, not predictions of what a clock shows; they rest on "
+        f"{cost.basis}."
     )
-    if type(letters["n"]) is not int:
-        why += f" The batch, {letters['n']}, is taken for one image."
-    return Explanation(platform, choices, estimates, why)
+    batch = lhs.shape[spec.dimension_numbers.lhs_spec[0]]
+    if type(batch) is not int:
+        why += f" The batch, {batch}, is taken for one image."
+    return Explanation(platform, choices, estimates, why, both)

@@ -1,6 +1,7 @@
-"""In the place of `jax.lax.conv_transpose`, for models that call that."""
+"""In the place of jax.lax's functions, for models that call those."""
 
 import functools
+import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,17 +11,20 @@ from jax import lax
 
 from jaxconvt import _spec
 from jaxconvt._api import conv_transpose
+from jaxconvt._compat import conv_general_dilated
 from jaxconvt._plan import IMPLEMENTATIONS
 
+Functions = dict[str, Callable[..., Any]]  # by their names in jax.lax
+
 _lock = threading.Lock()
-_original: Callable[..., Any] | None = None  # jax.lax's, while ours is in its place
+_originals: Functions = {}  # jax.lax's, while ours are in their place
 
 
 class _Layer:
-    """What a block of `installed` has in its place: ours, or None for jax.lax's own."""
+    """What a block of `installed` has in their place: ours, or none for jax.lax's own."""
 
-    def __init__(self, function: Callable[..., Any] | None = None) -> None:
-        self.function = function
+    def __init__(self, functions: Functions | None = None) -> None:
+        self.functions = functions or {}
 
 
 # Outside of any block, and then each open one, in the order they were opened. The last counts,
@@ -31,9 +35,12 @@ _layers = [_Layer()]
 def install(implementation: str = "auto") -> None:
     """Puts `jaxconvt.conv_transpose` in the place of `jax.lax.conv_transpose`, for all threads.
 
-    Whatever looks that up when it is called (Flax, Haiku, Keras and stax do) then gets
-    ours. Functions already traced, by `jax.jit` for one, keep what they were traced with.
-    Installing again changes the implementation.
+    Flax, Haiku, Keras and stax look that function up when they are called, and so get ours.
+    `jax.lax.conv_general_dilated`, which Equinox and much code by hand call, is replaced, too.
+    It makes transposed convolutions by ours: those with an `lhs_dilation` over 1, window strides
+    of 1, one batch group and padding in pairs. Every other call is passed on to JAX's own.
+    Functions that were traced before keep what they were traced with. Installing again changes
+    the implementation.
 
     Args:
       implementation: the default of calls that come by this way; one of
@@ -50,16 +57,16 @@ def install(implementation: str = "auto") -> None:
     'jaxconvt'
     >>> jaxconvt.uninstall()
 
-    Source: this replaces one attribute of the module `jax.lax`, and nothing else.
+    Source: this replaces two attributes of the module `jax.lax`, and nothing else.
     """
-    replacement = _replacement(implementation)
+    replacements = _replacements(implementation)
     with _lock:
-        _layers[-1].function = replacement
+        _layers[-1].functions = replacements
         _apply()
 
 
 def uninstall() -> None:
-    """Puts `jax.lax.conv_transpose` back, just as it was; does nothing if it is there.
+    """Puts jax.lax's own functions back, just as they were; does nothing if they are there.
 
     What somebody else has put there since `install` is lost.
 
@@ -74,7 +81,7 @@ def uninstall() -> None:
     Source: see `install`.
     """
     with _lock:
-        _layers[-1].function = None
+        _layers[-1].functions = {}
         _apply()
 
 
@@ -99,7 +106,7 @@ def installed(implementation: str = "auto") -> Iterator[None]:
 
     Source: see `install`.
     """
-    layer = _Layer(_replacement(implementation))
+    layer = _Layer(_replacements(implementation))
     with _lock:
         _layers.append(layer)
         _apply()
@@ -112,23 +119,77 @@ def installed(implementation: str = "auto") -> Iterator[None]:
 
 
 def _apply() -> None:
-    global _original
-    function = _layers[-1].function
-    if function is not None:
-        if _original is None:
-            _original = lax.conv_transpose
-        lax.conv_transpose = function
-    elif _original is not None:
-        lax.conv_transpose = _original
-        _original = None
+    global _originals
+    functions = _layers[-1].functions
+    if functions and not _originals:
+        _originals = {name: getattr(lax, name) for name in functions}
+    for name, function in (functions or _originals).items():
+        setattr(lax, name, function)
+    if not functions:
+        _originals = {}
 
 
-def _replacement(implementation: str) -> Callable[..., Any]:
+def _replacements(implementation: str) -> Functions:
     _spec.choice("implementation", implementation, IMPLEMENTATIONS)
-    replacement = functools.partial(conv_transpose, implementation=implementation)
+    return {
+        "conv_transpose": _posing_as(
+            conv_transpose, functools.partial(conv_transpose, implementation=implementation)
+        ),
+        "conv_general_dilated": _posing_as(conv_general_dilated, _general(implementation)),
+    }
+
+
+def _posing_as(like: Any, replacement: Any) -> Any:
     # Not all that `functools.update_wrapper` copies: annotations can't be pickled, and the
     # signature is to show this default.
     for name in ("__name__", "__qualname__", "__doc__"):
-        setattr(replacement, name, getattr(conv_transpose, name))
+        setattr(replacement, name, getattr(like, name))
     replacement.__module__ = "jaxconvt"
     return replacement
+
+
+def _general(implementation: str) -> Callable[..., Any]:
+    """`lax.conv_general_dilated`, but for transposed convolutions by this implementation."""
+    result = functools.partial(_conv_general_dilated, implementation)
+    result.__signature__ = _SIGNATURE  # type: ignore[attr-defined]
+    return result
+
+
+_SIGNATURE = inspect.signature(conv_general_dilated)
+_LHS_DILATION = list(_SIGNATURE.parameters).index("lhs_dilation")
+# What `conv_transpose` has another name for, or no argument.
+_OTHERS = ("window_strides", "lhs_dilation", "batch_group_count")
+
+
+def _conv_general_dilated(implementation: str, /, *args: Any, **kwargs: Any) -> Any:
+    by_position = len(args) > _LHS_DILATION
+    dilation = args[_LHS_DILATION] if by_position else kwargs.get("lhs_dilation")
+    # Nearly always, and sooner said than by what follows.
+    if dilation is None or (type(dilation) is tuple and all(d == 1 for d in dilation)):
+        return conv_general_dilated(*args, **kwargs)
+    given = _SIGNATURE.bind(*args, **kwargs)
+    given.apply_defaults()
+    arguments = given.arguments
+    if not _is_transposed(arguments):
+        return conv_general_dilated(*args, **kwargs)
+    more = {name: value for name, value in arguments.items() if name not in _OTHERS}
+    numbers = more["dimension_numbers"]
+    if numbers is None:  # channels first here
+        numbers = lax.ConvDimensionNumbers(*[tuple(range(len(dilation) + 2))] * 3)
+    more["dimension_numbers"] = numbers
+    return conv_transpose(strides=dilation, **more, implementation=implementation)
+
+
+def _is_transposed(arguments: dict[str, Any]) -> bool:
+    """Whether the arguments of `lax.conv_general_dilated` are of a transposed convolution."""
+    pads, strides = arguments["padding"], arguments["window_strides"]
+    try:
+        return (
+            max(arguments["lhs_dilation"]) > 1
+            and all(stride == 1 for stride in strides)
+            and arguments["batch_group_count"] == 1
+            and not isinstance(pads, str)
+            and all(len(pad) == 2 for pad in pads)
+        )
+    except (TypeError, ValueError):  # which JAX has words for
+        return False

@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from jaxconvt import _geometry as geometry
-from jaxconvt._compat import exactly, x64_mode
+from jaxconvt._compat import conv_general_dilated, exactly, x64_mode
 from jaxconvt._geometry import Axis, Padding, Size
 
 Array = jax.Array  # or a NumPy array, used alike
@@ -25,6 +25,7 @@ Ints = tuple[int, ...]
 
 _NAMES = ("SAME", "VALID", "SAME_LOWER")
 _LARGEST = 2**63 - 1
+_LARGEST_SIZE = 2**31 - 1
 
 
 class Spec(NamedTuple):
@@ -131,7 +132,7 @@ def _try_numerics(dtype: Any, name: str, value: Any, *mode: Any) -> None:
     with exactly(dtype), jax.ensure_compile_time_eval():
         one = jnp.zeros((1, 1), dtype)  # a struct of 64 bits loses them outside of the x64 mode
     jax.eval_shape(
-        lambda lhs, rhs: lax.conv_general_dilated(lhs, rhs, (), (), **{name: value}), one, one
+        lambda lhs, rhs: conv_general_dilated(lhs, rhs, (), (), **{name: value}), one, one
     )
 
 
@@ -516,20 +517,23 @@ def _sized(j: int, pad: Padding, size: Size, e: int, s: int, output_shape: Ints)
 
 
 def _check_size(j: int, axis: Axis) -> None:
-    """Sizes are 64-bit integers in XLA, which ends the process where one is not."""
+    """Beyond 32 bits XLA is wrong about convolutions, and beyond 64 it ends the process."""
     sizes = (
+        ("strides", "the stride", axis.stride),
         ("strides", "the stride-dilated lhs", geometry.dilate(axis.size, axis.stride)),
+        ("rhs_dilation", "the dilation", axis.dilation),
         ("rhs_dilation", "the dilated rhs", geometry.dilate(axis.taps, axis.dilation)),
         ("padding", "the low padding", axis.lo),
         ("padding", "the high padding", axis.hi),
         ("padding", "the padded lhs", axis.padded),
     )
     for name, what, size in sizes:
-        if type(size) is int and abs(size) > _LARGEST:
+        if type(size) is int and abs(size) > _LARGEST_SIZE:
             raise ValueError(
-                f"{name} must keep sizes within 64 bits, but {what} has {size} elements in spatial "
-                f"dimension {j}: lhs size {axis.size}, stride {axis.stride}, rhs size {axis.taps}, "
-                f"rhs dilation {axis.dilation}, padding ({axis.lo}, {axis.hi})."
+                f"{name} must keep sizes within 32 bits, but {what} is of {size} elements in "
+                f"spatial dimension {j}: lhs size {axis.size}, stride {axis.stride}, "
+                f"rhs size {axis.taps}, rhs dilation {axis.dilation}, "
+                f"padding ({axis.lo}, {axis.hi})."
             )
 
 

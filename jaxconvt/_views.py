@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxconvt._compat import vary, varying
 from jaxconvt._geometry import Axes, Phases, phase_groups, rows, runs
 
 Group = tuple[Phases, ...]  # one of each gathered axis
@@ -35,6 +36,12 @@ class Numerics(NamedTuple):
 
     precision: Any
     preferred_element_type: Any  # never None: what is summed in
+
+    @property
+    def exchanged(self) -> "Numerics":
+        """For a product whose operands are in the other order: a pair of precisions is theirs."""
+        pair = isinstance(self.precision, tuple)
+        return self._replace(precision=self.precision[::-1]) if pair else self
 
 
 def groups(axes: Axes, gathered: int) -> list[Group]:
@@ -53,14 +60,14 @@ def patches(lhs: jax.Array, axes: Axes, group: Group, front: bool = False) -> ja
     return lhs
 
 
-def kernel(rhs: jax.Array, axes: Axes, group: Group, few: int = FEW) -> jax.Array:
+def kernel(rhs: jax.Array, axes: Axes, group: Group, flipped: bool, few: int = FEW) -> jax.Array:
     """[b.., i, j] -> [q.., i, r.. b.., j], the taps of the group; those of an axis flipped.
 
-    Slices, if there are few, are copied faster; `few=0` is for the way back, which then has no
-    sum of padded parts under a reverse.
+    They are here to be flipped, unless rhs is stored so. Slices, if there are few, are copied
+    faster; `few=0` is for the way back, which then has no sum of padded parts under a reverse.
     """
     n, gathered = len(axes), len(group)
-    rhs = lax.rev(rhs, tuple(range(n)))
+    rhs = rhs if flipped else lax.rev(rhs, tuple(range(n)))
     for at in reversed(range(gathered)):
         # The taps of each shift are neighbours, as far apart from the next shift's.
         taps = group[at].taps
@@ -79,6 +86,19 @@ def kernel(rhs: jax.Array, axes: Axes, group: Group, few: int = FEW) -> jax.Arra
     return lax.transpose(rhs, (*qs, i, *rs, *range(2 * gathered, i), i + 1))
 
 
+def reverse(rhs: jax.Array, axes: Axes, last: bool) -> jax.Array:
+    """[b.., ..] with its taps in the other order; `last`, as seen where they are the last axes.
+
+    There XLA joins it with the transpose by which rhs came to be so: of a transpose, it would
+    make a copy more.
+    """
+    n = len(axes)
+    if not last:
+        return lax.rev(rhs, range(n))
+    front, back = tuple(range(n)), tuple(range(rhs.ndim - n, rhs.ndim))
+    return jnp.moveaxis(lax.rev(jnp.moveaxis(rhs, front, back), back), back, front)
+
+
 def seen(out: jax.Array, axes: Axes, group: Group) -> jax.Array:
     """[n, p.., j] -> [n, m.. a.., r.. b.., j].
 
@@ -92,7 +112,7 @@ def seen(out: jax.Array, axes: Axes, group: Group) -> jax.Array:
         if len(runs(axis)) <= FEW:
             taken = []
             for q, taps, phase in runs(axis):
-                part = lax.slice_in_dim(out, phase, phase + (taps - 1) * d + 1, d, axis=2 + at)
+                part = _every(out, 2 + at, phase, taps, d)
                 taken.append(jnp.moveaxis(pad(part, 1 + at, -q, q + axis.size - m), 2 + at, -2))
             out = lax.concatenate(taken, out.ndim - 2)
         else:
@@ -101,8 +121,21 @@ def seen(out: jax.Array, axes: Axes, group: Group) -> jax.Array:
             stop = phase + (axis.taps - 1) * d + 1
             out = _windows(out, 1 + at, q, axis.size, -(-stop // s), 1, 2 + at)
             out = lax.reshape(out, (*out.shape[: 2 + at], -(-stop // s) * s, *out.shape[4 + at :]))
-            out = jnp.moveaxis(lax.slice_in_dim(out, phase, stop, d, axis=2 + at), 2 + at, -2)
+            out = jnp.moveaxis(_every(out, 2 + at, phase, axis.taps, d), 2 + at, -2)
     return out
+
+
+def _every(x: jax.Array, axis: int, start: int, count: int, step: int) -> jax.Array:
+    """So many elements, a step apart.
+
+    XLA takes others where the axis is divided among devices, and the step of a slice is larger
+    than what each has.
+    """
+    if step == 1 or count == 1:
+        return lax.slice_in_dim(x, start, start + count, axis=axis)
+    x = pad(x, axis, -start, start + count * step - x.shape[axis])
+    x = lax.reshape(x, (*x.shape[:axis], count, step, *x.shape[axis + 1 :]))
+    return lax.squeeze(lax.slice_in_dim(x, 0, 1, axis=axis + 1), (axis + 1,))
 
 
 def _windows(
@@ -135,8 +168,8 @@ def _windows(
 def back(view: Callable[[jax.Array], jax.Array], shape: tuple[int, ...], x: jax.Array) -> jax.Array:
     """The transpose of a view of an array of `shape`, applied to `x`."""
     like: Any = jax.ShapeDtypeStruct(shape, x.dtype)
-    if _varying(x):  # and so must what is viewed; nobody reads the zeros
-        like = _vary(jnp.zeros(shape, x.dtype), _varying(x))
+    if varying(x):  # and so must what is viewed; nobody reads the zeros
+        like = vary(jnp.zeros(shape, x.dtype), varying(x))
     result: jax.Array = jax.linear_transpose(view, like)(x)[0]
     return result
 
@@ -146,6 +179,8 @@ def pad(x: jax.Array, axis: int, low: int, high: int) -> jax.Array:
 
     XLA ends the process on a pad by negative amounts where devices divide the axis.
     """
+    if low == 0 == high:
+        return x
     size = x.shape[axis]
     start, stop = max(-low, 0), size + min(high, 0)
     if stop <= start:  # nothing is left
@@ -158,25 +193,5 @@ def pad(x: jax.Array, axis: int, low: int, high: int) -> jax.Array:
 
 def vary_alike(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Operands that vary over the same mesh axes of a `shard_map`, as JAX's own primitives do."""
-    over = [_varying(x), _varying(y)]
-    return _vary(x, over[1] - over[0]), _vary(y, over[0] - over[1])
-
-
-def _varying(x: jax.Array) -> frozenset[str]:
-    aval = getattr(
-        x, "aval", None
-    )  # has one attribute or the other, or none, by the version of JAX
-    axes: frozenset[str] = getattr(
-        getattr(aval, "manual_axis_type", aval), "varying", getattr(aval, "vma", frozenset())
-    )
-    return axes
-
-
-def _vary(x: jax.Array, axes: frozenset[str]) -> jax.Array:
-    if not axes:
-        return x
-    if hasattr(lax, "pcast"):
-        varied: jax.Array = lax.pcast(x, tuple(axes), to="varying")
-    else:
-        varied = lax.pvary(x, tuple(axes))  # type: ignore[attr-defined]
-    return varied
+    over = [varying(x), varying(y)]
+    return vary(x, over[1] - over[0]), vary(y, over[0] - over[1])

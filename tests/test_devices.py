@@ -21,7 +21,7 @@ class DevicesTest(absltest.TestCase):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=600,
+            timeout=1200,
         )
         print(child.stdout)
         self.assertEqual(child.returncode, 0, child.stdout)

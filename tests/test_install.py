@@ -80,11 +80,68 @@ class InstallTest(parameterized.TestCase):
         self.assertLen({texts[name] for name in ("dilated", "col2im", "polyphase")}, 3)
 
     @EACH
+    def test_transposed_convolutions_by_hand(self, implementation):
+        """In PyTorch's layout, as `jax.lax.conv_general_dilated` has it if nobody says."""
+        x, w = util.random("x", (2, 4, 6, 5)), util.random("w", (6, 2, 3, 4))
+        f = functools.partial(
+            JAX_LAX["conv_general_dilated"],
+            window_strides=(1, 1),
+            padding=((2, 1), (1, 3)),
+            lhs_dilation=(2, 3),
+            rhs_dilation=(1, 2),
+            feature_group_count=2,
+        )
+        want = (f(x, w), *jax.grad(lambda x, w: jnp.sum(f(x, w) ** 2), (0, 1))(x, w))
+        jaxconvt.install(implementation)
+
+        def by_hand(x, w):
+            dilations = ((2, 3), (1, 2))
+            return lax.conv_general_dilated(
+                x, w, (1, 1), ((2, 1), (1, 3)), *dilations, feature_group_count=2
+            )
+
+        got = (
+            jax.jit(by_hand)(x, w),
+            *jax.grad(lambda x, w: jnp.sum(by_hand(x, w) ** 2), (0, 1))(x, w),
+        )
+        for one, other in zip(got, want, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)
+        (name,) = [n for n in util.primitives(by_hand, x, w) if "conv" in n]
+        self.assertEqual(
+            name, "conv_general_dilated" if implementation == "dilated" else "conv_transpose"
+        )
+
+    @parameterized.parameters(
+        ((1, 1), "SAME", None),
+        ((2, 2), ((1, 1), (1, 1)), None),
+        ((1, 1), ((1, 1), (1, 1)), (1, 1)),
+        ((2, 1), ((1, 1), (1, 1)), (1, 2)),
+    )
+    def test_other_convolutions_are_passed_on(self, strides, padding, dilation):
+        x, w = util.random("x", (2, 4, 6, 5)), util.random("w", (6, 4, 3, 4))
+
+        def f(x, w):
+            return lax.conv_general_dilated(x, w, strides, padding, dilation)
+
+        want = str(jax.make_jaxpr(f)(x, w))
+        jaxconvt.install("col2im")
+        self.assertEqual(str(jax.make_jaxpr(lambda x, w: f(x, w))(x, w)), want)
+        with self.assertRaisesRegex(TypeError, "dtype"):
+            lax.conv_general_dilated(x, w.astype("int8"), strides, padding)
+
+    def test_batch_groups_are_passed_on(self):
+        x, w = util.random("x", (4, 3, 6)), util.random("w", (4, 3, 3))
+        jaxconvt.install("col2im")
+        how = {"lhs_dilation": (2,), "batch_group_count": 2}
+        found = util.primitives(lambda: lax.conv_general_dilated(x, w, (1,), ((1, 1),), **how))
+        self.assertIn("conv_general_dilated", found)
+
+    @EACH
     def test_install(self, implementation):
         jaxconvt.install(implementation)
         self.assert_installed(implementation)
         changed = [name for name, value in vars(lax).items() if value is not JAX_LAX[name]]
-        self.assertEqual(changed, ["conv_transpose"])
+        self.assertEqual(sorted(changed), ["conv_general_dilated", "conv_transpose"])
         jaxconvt.uninstall()
         self.assertIs(lax.conv_transpose, ORIGINAL)
 

@@ -16,7 +16,9 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 import jaxconvt
-from jaxconvt import _geometry, _plan, _spec
+from jaxconvt import _call, _geometry, _plan, _spec
+from jaxconvt._costs import cost_of
+from jaxconvt._lowerings import depthwise
 from tests import util
 
 LHS, RHS = util.random("modes lhs", (1, 3, 4, 2)), util.random("modes rhs", (3, 2, 2, 3))
@@ -112,7 +114,9 @@ class Modes(parameterized.TestCase):
             text=True,
             timeout=120,
         )
-        self.assertEqual(run.stdout.split("\n")[:-1], ["(3, 2, 2)"] * 4, run.stderr)
+        self.assertEqual(
+            run.stdout.split("\n")[:-1], ["(3, 2, 2)"] * len(jaxconvt.IMPLEMENTATIONS), run.stderr
+        )
 
 
 class Kept(parameterized.TestCase):
@@ -129,8 +133,15 @@ class Kept(parameterized.TestCase):
         for i in range(10_000):
             axes = (_geometry.Axis(i + 1, 2, 2, 1, 1, 1),)
             letters = {"n": 1, "g": 1, "i": 2, "j": 3}
-            at = _plan.describe("out", axes, dtype=np.float32, flipped=False, alone=True, **letters)
-            _plan.choose("auto", "cpu", at, together=False)
+            how = {
+                "dtype": np.float32,
+                "flipped": False,
+                "taps_last": False,
+                "single_device": True,
+                "platform": "cpu",
+            }
+            call = _call.describe("out", axes, **how, **letters)
+            _plan.choose("auto", cost_of("cpu"), call, both_gradients=False)
             _spec.cached_describe(
                 (1, i + 1, 2),
                 (2, 2, 3),
@@ -147,7 +158,7 @@ class Kept(parameterized.TestCase):
             )
         for cached in (
             _plan._choose,
-            _plan._terms,
+            depthwise._terms,
             _spec._cached,
             _geometry.runs,
             _geometry.phase_groups,

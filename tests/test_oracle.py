@@ -143,10 +143,6 @@ class OracleTest(parameterized.TestCase):
         dtype=("float32", "bfloat16", "int8", "bool"),
     )
     def test_chunks_of_the_batch(self, form, chunks, dtype):
-        def choose(implementation, platform, at, together):
-            choice = _plan.Choice(*form)
-            return choice._replace(chunks=chunks if _plan.products(at, choice) else 1)
-
         for c in (
             case("plain", (6, 4, 3, 2), (3, 2, 2, 3), (2, 3), "SAME"),
             case("groups", (3, 6, 4, 5), (3, 4, 2, 2), (2, 1), [(2, 3), (1, 0)],
@@ -156,7 +152,7 @@ class OracleTest(parameterized.TestCase):
             lhs, rhs = util.operands(c, dtype)
             run = util.value_and_gradients if jnp.issubdtype(dtype, jnp.inexact) else util.value
             f = functools.partial(conv_transpose, implementation="auto")
-            with mock.patch.object(_plan, "_choose", choose):
+            with mock.patch.object(_plan, "_choose", util.forced(*form, chunks)):
                 lowered = jax.jit(functools.partial(run, f, c)).lower(lhs, rhs)
             loops = len(lowered.as_text().split("stablehlo.while")) - 1
             gemms = {"polyphase": [False, False, True]}.get(form[0], [True] * 3)

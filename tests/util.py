@@ -11,7 +11,9 @@ import numpy as np
 from jax import lax
 
 import jaxconvt
-from jaxconvt import _bilinear
+from jaxconvt import _primitive
+from jaxconvt._call import Choice
+from jaxconvt._lowerings import LOWERINGS
 from tests import oracle
 
 IMPLEMENTATIONS = jaxconvt.IMPLEMENTATIONS
@@ -84,6 +86,21 @@ def reference(lhs, rhs, **kwargs):
                 pads.append((e - 1 - pad[0], e - 1 - pad[1]))
         kwargs["padding"] = pads
     return lax.conv_transpose(lhs, rhs, **kwargs)
+
+
+# Of a `Call`: a kernel as it is, on one CPU.
+PLAIN = {"flipped": False, "taps_last": False, "single_device": True, "platform": "cpu"}
+
+
+def forced(name, gathered=0, chunks=1):
+    """In the place of `_plan._choose`: a form, or where there is none the general one's."""
+
+    def choose(implementation, cost, call, both_gradients):
+        made = LOWERINGS[name].forms(call)
+        form = Choice(name if made else "col2im", gathered)
+        return form._replace(chunks=chunks) if form.name == "col2im" else form
+
+    return choose
 
 
 def cotangent(shape, dtype):
@@ -198,9 +215,9 @@ def precisions(f, *args):
             inner = [
                 x for x in jax.tree.leaves(list(equation.params.values())) if hasattr(x, "eqns")
             ]
-            if equation.primitive is _bilinear.conv_transpose_p:
+            if equation.primitive is _primitive.conv_transpose_p:
                 lowered = functools.partial(
-                    _bilinear.compute, platform="cpu", alone=True, **equation.params
+                    _primitive.compute, platform="cpu", single_device=True, **equation.params
                 )
                 inner = [jax.make_jaxpr(lowered)(*[x.aval for x in equation.invars])]
             results = [frozenset().union(*inputs)] * len(equation.outvars)

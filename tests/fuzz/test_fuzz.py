@@ -15,6 +15,7 @@ from jax import export
 
 import jaxconvt
 from jaxconvt import _plan
+from jaxconvt._lowerings import col2im
 from tests import oracle, util
 from tests.fuzz.calls import Call, calls, large, mutations
 
@@ -36,7 +37,7 @@ def _terms(call):
 
 
 def _xla_misreads(call):
-    """Whether XLA's CPU backend may read beyond its arrays (see `_dilated.convolve`).
+    """Whether XLA's CPU backend may read beyond its arrays (see `_lowerings.dilated.convolve`).
 
     The default has it from jax.lax; there is no bit to hold it to.
     """
@@ -51,13 +52,13 @@ def _xla_misreads(call):
 @given(
     call=calls(),
     implementation=st.sampled_from(jaxconvt.IMPLEMENTATIONS),
-    chunk=st.sampled_from((_plan.CHUNK, 64)),  # 64 bytes: every batch is taken in chunks
+    chunk=st.sampled_from((col2im.CHUNK, 64)),  # 64 bytes: every batch is taken in chunks
 )
 def test_value_and_gradients(call: Call, implementation: str, chunk: int):
     _forget()
     note(f"{call} {implementation} {chunk}")
     _plan._choose.cache_clear()  # which knows nothing of chunks' size
-    with util.for_dtype(call.dtype), mock.patch.object(_plan, "CHUNK", chunk):
+    with util.for_dtype(call.dtype), mock.patch.object(col2im, "CHUNK", chunk):
         lhs, rhs = call.operands()
 
         def conv(lhs, rhs, implementation=implementation):
@@ -118,37 +119,45 @@ def _check(call, got, arrays, summed=(lambda results: results)):
 @given(
     call=calls(("float32", "float32", "bfloat16", "complex64"), (1, 3)),
     implementation=st.sampled_from(OURS),
-    devices=st.sampled_from((2, 4, 8)),
-    axes=st.tuples(st.integers(0, 4), st.integers(0, 4)),
+    devices=st.sampled_from(((2,), (8,), (4, 2), (2, 4), (2, 2, 2))),
+    divisions=st.tuples(*[st.tuples(*[st.integers(0, 6)] * 3)] * 3),
     examples=st.sampled_from((0, 0, 8, 5)),
 )
-def test_divided_among_devices(call, implementation, devices, axes, examples):
-    """Any axis of each operand, that `vmap` maps over among them."""
+def test_divided_among_devices(call, implementation, devices, divisions, examples):
+    """Any axes of lhs, rhs and the cotangent, that `vmap` maps over among them.
+
+    A division says which axis each axis of the mesh divides, or none.
+    """
     _forget()
-    note(f"{call} {implementation} {devices} {axes} {examples}")
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("d",))
+    note(f"{call} {implementation} {devices} {divisions} {examples}")
+    names = "abc"[: len(devices)]
+    several = np.array(jax.devices()[: math.prod(devices)]).reshape(devices)
+    mesh = jax.sharding.Mesh(several, tuple(names))
+    divisions = dict(zip(("lhs", "rhs", "ct"), divisions, strict=True))
+
+    def divide(what, x):
+        spec = [()] * x.ndim
+        for name, axis in zip(names, divisions[what], strict=False):
+            if axis < x.ndim:
+                spec[axis] = (*spec[axis], name)
+        sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+        return jax.lax.with_sharding_constraint(x, sharding)
+
     lhs, rhs = call.operands()
     many = [np.stack([x] * examples) if examples else x for x in (lhs, rhs)]
     if examples:  # each its own
         scales = np.arange(1, examples + 1).reshape(-1, *[1] * lhs.ndim)
         many = [(x * scales).astype(x.dtype) for x in many]
 
-    def step(lhs, rhs):
-        def conv(lhs, rhs):
-            return jaxconvt.conv_transpose(lhs, rhs, implementation=implementation, **call.kwargs)
+    def conv(lhs, rhs):
+        return jaxconvt.conv_transpose(lhs, rhs, implementation=implementation, **call.kwargs)
 
-        out, transpose = jax.vjp(conv, lhs, rhs)
-        ct = jnp.asarray(util.cotangent(out.shape, out.dtype))
-        return out, *transpose(ct)
+    conv = jax.vmap(conv) if examples else conv
 
     def divided(lhs, rhs):
-        operands = []
-        for x, axis in zip((lhs, rhs), axes, strict=True):
-            spec = [None] * x.ndim
-            spec[axis % x.ndim] = "d"
-            sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
-            operands.append(jax.lax.with_sharding_constraint(x, sharding))
-        return (jax.vmap(step) if examples else step)(*operands)
+        out, transpose = jax.vjp(conv, divide("lhs", lhs), divide("rhs", rhs))
+        ct = jnp.asarray(util.cotangent(out.shape[bool(examples) :], out.dtype))
+        return out, *transpose(divide("ct", jnp.broadcast_to(ct, out.shape)))
 
     got = [np.asarray(x) for x in jax.jit(divided)(*many)]
     shape = got[0].shape[1:] if examples else got[0].shape

@@ -6,6 +6,7 @@ import equinox
 import jax
 from absl.testing import absltest, parameterized
 
+import jaxconvt
 from jaxconvt import IMPLEMENTATIONS, conv_transpose
 from tests.interop.compare import random, value_and_cotangents
 from tests.util import x64
@@ -73,6 +74,17 @@ class EquinoxTest(parameterized.TestCase):
             self.assertEqual((a.shape, a.dtype), (b.shape, b.dtype))
             self.assertGreater(abs(b).max(), 0)
             self.assertLess(abs(a - b).max(), 1e-12 * abs(b).max())
+
+    @parameterized.product(implementation=("dilated", "col2im", "auto"), name=tuple(LAYERS))
+    def test_the_layer_itself_once_installed(self, implementation, name):
+        layer, x = layer_of(name)
+        want = value_and_cotangents(lambda layer, x: layer(x), layer, x)
+        with jaxconvt.installed(implementation):
+            got = value_and_cotangents(lambda layer, x: layer(x), layer, x)
+            found = str(jax.make_jaxpr(lambda x: layer(x))(x))
+        self.assertEqual("conv_transpose[" in found, implementation != "dilated")
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            self.assertLess(abs(a - b).max(), 1e-5 * abs(b).max() + 1e-6)
 
     @parameterized.parameters(*IMPLEMENTATIONS)
     def test_training(self, implementation):

@@ -1,0 +1,188 @@
+"""What a lowering is asked to make, and what it says of how: plain data, no arrays.
+
+A `Call` is one face of one transposed convolution, in the letters of `_primitive`. A `Choice`
+is a lowering of it and the form that this takes. A `Work` is what that does, as counts, which
+know nothing of any platform; what they cost is in `_costs`.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from jaxconvt._geometry import Axes, Size
+
+# Faces of the trilinear form (see `_primitive`): the value and the two gradients.
+FACES = ("out", "lhs", "rhs")
+
+
+class Choice(NamedTuple):
+    """A lowering, by name, and its form."""
+
+    name: str
+    gathered: int = 0  # how many leading spatial axes are in gather form (see `_views`)
+    chunks: int = 1  # of the batch, one after the other
+
+    def __str__(self) -> str:
+        axes = "axis" if self.gathered == 1 else f"{self.gathered} axes"
+        gathered = f" with the first {axes} gathered" if self.gathered else ""
+        return self.name + gathered + (f" in {self.chunks} chunks" if self.chunks > 1 else "")
+
+
+class Call(NamedTuple):
+    """One face: its axes, the sizes of its letters, its dtype, and where it runs."""
+
+    face: str
+    axes: Axes
+    n: int
+    g: int
+    i: int
+    j: int
+    itemsize: int  # bytes of an element; of complex numbers, of a part
+    kind: str  # of dtype: "float32" (and narrower), "bfloat16", "float64" or "integer"
+    flipped: bool  # whether rhs is stored as the kernel of the forward convolution: reversed
+    taps_last: bool  # whether the user's rhs has its spatial axes last, as PyTorch's has
+    single_device: bool  # whether no compiler divides the arrays among devices
+    platform: str
+
+    @property
+    def static(self) -> bool:
+        """Whether all sizes are numbers, and none is a symbolic one of `jax.export`."""
+        return all(type(size) is int for size in (self.g, self.i, self.j))
+
+    @property
+    def convolvable(self) -> bool:
+        """Whether XLA may be given convolutions, and not only products of matrices.
+
+        Where it has as many groups as there are devices, and where rows are divided, XLA divides
+        a convolution among devices wrongly, or ends the process. On CPU products are as fast.
+        It has no symbolic number of groups.
+        """
+        divided = not self.single_device and (self.g != 1 or self.platform == "cpu")
+        return type(self.g) is int and not divided
+
+    @property
+    def lhs_divisible(self) -> bool:
+        """Whether a result of the size of lhs may be a sum of several of that size.
+
+        Devices that divide j have to sum each of them over each other.
+        """
+        return self.face != "lhs" or self.single_device
+
+    @property
+    def strided(self) -> bool:
+        return any(axis.stride > 1 for axis in self.axes)
+
+    @property
+    def dilated(self) -> bool:
+        return any(axis.dilation > 1 for axis in self.axes)
+
+    def extent(self, what: str) -> int:
+        """The product over the axes of "size", "taps" or "out"."""
+        return math.prod([int(getattr(axis, what)) for axis in self.axes])
+
+    @property
+    def contributions(self) -> int:
+        """Of all taps: elements of Y or U (see `_lowerings.col2im`), with no axis gathered."""
+        return self.n * self.g * self.extent("size") * self.extent("taps") * self.j
+
+    @property
+    def flops(self) -> float:
+        """Of multiply-adds, two each, none of them with a zero that was put in."""
+        return 2.0 * self.contributions * self.i
+
+    @property
+    def stuffed_flops(self) -> float:
+        """The same over the lhs with zeros between its elements."""
+        return 2.0 * self.n * self.g * self.extent("out") * self.extent("taps") * self.i * self.j
+
+    @property
+    def stuffed_bytes(self) -> int:
+        """Of lhs with zeros between its elements and around them."""
+        padded = math.prod([max(int(axis.padded), 1) for axis in self.axes])
+        return self.itemsize * self.n * self.g * self.i * padded
+
+    @property
+    def lhs_bytes(self) -> int:
+        return self.itemsize * self.n * self.g * self.i * self.extent("size")
+
+    @property
+    def rhs_bytes(self) -> int:
+        return self.itemsize * self.g * self.i * self.j * self.extent("taps")
+
+    @property
+    def out_bytes(self) -> int:
+        return self.itemsize * self.n * self.g * self.j * self.extent("out")
+
+    @property
+    def bytes(self) -> int:
+        """Of lhs, rhs and output."""
+        return self.lhs_bytes + self.rhs_bytes + self.out_bytes
+
+
+class Convolution(NamedTuple):
+    """Convolutions as XLA is given them; several of one form are counted together."""
+
+    # "forward" (no zeros between the elements of its operands), "dilated" (those of lhs have),
+    # "kernel gradient" (its window is the image), or what cuDNN has a call for:
+    # "input gradient", "filter gradient".
+    form: str
+    flops: float  # as `Call.flops`
+    windows: int  # bytes of every window that is multiplied, see `packed`
+    calls: int = 1
+
+
+class Work(NamedTuple):
+    """What a lowering does in one face, in one chunk of the batch, besides reading and writing."""
+
+    convolution: Convolution | None = None
+    products: int = 0  # of matrices ...
+    product_flops: float = 0.0  # ... together
+    sums: int = 0  # terms of sums that are written out ...
+    sum_flops: float = 0.0  # ... together
+    patches: int = 0  # bytes of copies of lhs
+    made: int = 0  # bytes of Y or U (see `_lowerings.col2im`), or of what is interleaved
+    rearranged: int = 0  # bytes of operands put in another order
+    operations: int = 0  # that are started, beyond one
+    temp: int = 0  # bytes of intermediates, about what XLA was seen to allocate for all
+    view: tuple[Any, ...] = ()  # of the cotangent: gradients of one view share it, ...
+    viewed: int = 0  # ... bytes
+
+
+def packed(count: int, channels: int, itemsize: int) -> int:
+    """Bytes of rows of channels; to find one costs some, and vectors have to fit in it."""
+    return count * (channels * itemsize * (2 if channels % 4 else 1) + 24)
+
+
+def real_part(dtype: Any) -> Any:
+    """The dtype of the real part of complex numbers, None for others."""
+    wide = jnp.dtype(dtype)
+    complex_ = jnp.issubdtype(wide, jnp.complexfloating)
+    return jnp.dtype(f"float{4 * wide.itemsize}") if complex_ else None
+
+
+def describe(
+    face: str,
+    axes: Axes,
+    *,
+    dtype: Any,
+    flipped: bool,
+    taps_last: bool,
+    single_device: bool,
+    platform: str,
+    n: Size,
+    g: Size,
+    i: Size,
+    j: Size,
+) -> Call:
+    """A face with these sizes of its letters; a symbolic n, which all lowerings take, is one."""
+    n = n if type(n) is int else 1
+    dtype = jnp.dtype(dtype)
+    dtype = real_part(dtype) or dtype
+    kind = "float32"
+    if dtype == jnp.bool_ or jnp.issubdtype(dtype, jnp.integer):
+        kind = "integer"
+    elif dtype in (jnp.bfloat16, jnp.float64):
+        kind = dtype.name
+    size = dtype.itemsize
+    return Call(face, axes, n, g, i, j, size, kind, flipped, taps_last, single_device, platform)

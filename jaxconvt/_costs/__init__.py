@@ -1,0 +1,16 @@
+"""What the work of lowerings costs, by platform: each has a file, and a line here."""
+
+from jaxconvt._costs import cpu, gpu, other, tpu
+from jaxconvt._costs._interface import Cost as Cost
+
+# By the names that JAX lowers for.
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def cost_of(platform: str, device_kind: str = "") -> Cost:
+    """That of a platform, where it matters of a kind of device as JAX names it."""
+    if platform == "tpu":
+        return tpu.TPU
+    if platform in ("cuda", "rocm"):
+        return gpu.of(device_kind)
+    return cpu.INSTALLED if platform == "cpu" else other.OTHER

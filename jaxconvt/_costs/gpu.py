@@ -1,0 +1,135 @@
+"""GPU: a roofline of counts, with the published figures of a device, as far as they are reached.
+
+Each operation takes the longer of its bytes and its multiply-adds, and a time to start. What
+XLA makes of each lowering, and so what is counted, was confirmed by compiling for these devices
+(`benchmarks/compilers.py`), not by a clock.
+"""
+
+import math
+from typing import NamedTuple
+
+from jaxconvt._call import Call, Convolution, Work
+from jaxconvt._costs._interface import Cost
+from jaxconvt._geometry import dilate, runs
+from jaxconvt._lowerings.strided import library_call, uneven
+
+
+class Device(NamedTuple):
+    """What one GPU does in a second."""
+
+    bytes: float
+    flops: dict[str, float]  # by kind of dtype; those of float32 are TF32, as JAX has it
+
+
+REACHED = 0.78, 0.5  # of the published bandwidth, and of the published multiply-adds
+
+# Published: dense, on tensor cores, of the SXM form with most memory. Another is a line more.
+DEVICES = {
+    "NVIDIA H100": Device(3.35e12, {"float32": 495e12, "bfloat16": 989e12, "float64": 67e12}),
+    "NVIDIA H200": Device(4.8e12, {"float32": 495e12, "bfloat16": 989e12, "float64": 67e12}),
+    "NVIDIA A100": Device(2.04e12, {"float32": 156e12, "bfloat16": 312e12, "float64": 19.5e12}),
+    "NVIDIA B200": Device(8e12, {"float32": 1100e12, "bfloat16": 2250e12, "float64": 40e12}),
+}
+DEFAULT = "NVIDIA H100"
+
+START = 3e-6  # seconds to start an operation
+VECTOR = 10  # times as much for multiply-adds that are no products of matrices
+
+
+_CUDNN = {"out": "backward-input", "lhs": "forward", "rhs": "backward-filter"}
+
+
+class Gpu(Cost):
+    trusted = 1.04
+
+    def __init__(self, device: str) -> None:
+        self.basis = f"a roofline of the {device}, confirmed by compiling, not by a clock"
+        published = DEVICES[device]
+        self.byte = 1 / (REACHED[0] * published.bytes)
+        self.flop = {kind: 1 / (REACHED[1] * rate) for kind, rate in published.flops.items()}
+        self.flop["integer"] = 1 / (REACHED[1] * published.flops["float64"])
+
+    def seconds(self, call: Call, work: Work, in_loop: bool = False) -> float:
+        time = 0.0
+        if call.taps_last and not (work.convolution and len(call.axes) > 2):
+            # Channels first, it seems: all else here, and cuDNN in 2-D, has them last.
+            time += 2 * START + 2 * (call.lhs_bytes + call.out_bytes) * self.byte
+        if work.convolution:
+            time += self._convolution(call, work, work.convolution)
+        if work.products:
+            # Each takes its part of the kernel, makes its patches, and adds up what it has made;
+            # of the cotangent it makes windows first, which it puts in the product's order.
+            copied = 2 * call.rhs_bytes + 2 * work.patches + work.made
+            copies = work.products * (4 if work.patches else 3) - 1
+            if any(len(runs(axis)) > 1 for axis in call.axes):
+                if call.face != "out":
+                    copied, copies = copied + 2 * work.made, copies + 2 * work.products
+                elif call.j == 1:  # made again, axis by axis, to be added up
+                    copied, copies = copied + work.made, copies + len(call.axes)
+            time += copies * START + copied * self.byte
+            time += self._operation(call, call.bytes + work.patches + work.made, work.product_flops)
+        if work.sums:  # each over all of the cotangent, for the kernel gradient
+            passes = work.sums if call.face == "rhs" else 1
+            time += self._operation(call, 2 * call.bytes, VECTOR * work.sum_flops)
+            time += (1 + passes) * START + (passes - 1) * call.out_bytes * self.byte
+        return time
+
+    def _operation(self, call: Call, moved: float, flops: float) -> float:
+        return START + max(moved * self.byte, flops * self.flop[call.kind])
+
+    def _convolution(self, call: Call, work: Work, made: Convolution) -> float:
+        """With the kernel in cuDNN's order, and in 3-D, where that is channels first, the rest."""
+        stuffed = self._stuffed(call, made)
+        lhs, flops = call.lhs_bytes, made.flops
+        copied, copies = 2.0 * call.rhs_bytes, 1
+        if call.taps_last and work.rearranged:  # apart from that
+            copied, copies = copied + 2 * call.rhs_bytes, copies + 1
+        first = len(call.axes) > 2 and not call.taps_last
+        if stuffed:
+            lhs, flops = call.stuffed_bytes, call.stuffed_flops
+            copied, copies = copied + call.lhs_bytes + lhs, copies + 1
+            if call.taps_last and not first and len(call.axes) < 3:  # which is that transpose
+                copied, copies = copied - 2 * call.lhs_bytes, copies - 1
+        elif first and call.i > 1:
+            copied, copies = copied + 2 * lhs, copies + made.calls
+        if first and call.j > 1:
+            copied, copies = copied + 2 * call.out_bytes, copies + made.calls
+        if not stuffed and not first and not work.made and uneven(call):
+            copied, copies = copied + 2 * call.out_bytes, copies + 1
+        if call.dilated and not work.made:  # the kernel is filled up with zeros
+            flops *= math.prod([dilate(a.taps, a.dilation) / a.taps for a in call.axes])
+            copies += 1
+        if work.made:  # the results put together, of which each is a copy
+            copied += 2 * made.calls * work.made
+            copies += 3 * made.calls - 1 if made.calls > 1 else 1
+        time = copies * START + copied * self.byte + (made.calls - 1) * START
+        moved = call.rhs_bytes + call.out_bytes + made.calls * lhs
+        return time + self._operation(call, moved, flops)
+
+    def convolution(self, call: Call, made: Convolution) -> str:
+        if self._stuffed(call, made):
+            why = library_call(call) or "its kernel is no explicit reverse"
+            if made.form == "kernel gradient":
+                why = "it is made with a dilated lhs"
+            return f"cuDNN forward convolution over zeros between the elements of lhs ({why})"
+        form = "forward" if made.form == "forward" else _CUDNN[call.face]
+        return f"cuDNN {form} convolution"
+
+    def _stuffed(self, call: Call, made: Convolution) -> bool:
+        """Whether XLA puts the zeros in, and multiplies them."""
+        if made.form == "forward" or not call.strided:
+            return False
+        reversed_ = call.flipped and call.face == "out"
+        looked_for = made.form in ("input gradient", "filter gradient") or reversed_
+        return not looked_for or bool(library_call(call))
+
+
+_COSTS = {name: Gpu(name) for name in DEVICES}
+
+
+def of(device_kind: str) -> Gpu:
+    """That of the device whose name this begins with, or is said to."""
+    for name, cost in _COSTS.items():
+        if device_kind.startswith(name):
+            return cost
+    return _COSTS[DEFAULT]

@@ -1,0 +1,141 @@
+"""The user's call by the primitive: any layout in, the primitive's own, any layout out."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxconvt import _compat, _default
+from jaxconvt._call import FACES, Call
+from jaxconvt._primitive import OPERANDS, bind, call_of, shape_of
+from jaxconvt._spec import Array, Spec, dtype_of, requested
+from jaxconvt._views import vary_alike
+
+
+def why_unsupported(lhs: Array, rhs: Array, spec: Spec) -> str:
+    """Why the primitive can't make this call, in words, or "": then "auto" is "dilated"."""
+    if not all(type(size) is int for axis in spec.axes for size in (axis.size, axis.taps)):
+        return f"symbolic spatial sizes, here of lhs {lhs.shape} and rhs {rhs.shape}"
+    if _compat.explicit_axes(lhs, rhs) and not hasattr(jax.sharding, "auto_axes"):
+        return f"explicitly sharded operands on JAX {jax.__version__}"
+    return ""
+
+
+def calls_of(lhs: Array, rhs: Array, spec: Spec, dtype: Any, platform: str) -> dict[str, Call]:
+    """Each face of the user's call, on one device of a platform; of arrays or structs."""
+    dn, g = spec.dimension_numbers, spec.groups
+    o, i = (rhs.shape[axis] for axis in dn.rhs_spec[:2])
+    letters = {
+        "n": lhs.shape[dn.lhs_spec[0]],
+        "g": g,
+        "i": lhs.shape[dn.lhs_spec[1]] // g,
+        "j": i if spec.transpose_kernel else o // g,
+    }
+    operand = dtype_of(lhs)
+    arrays = {
+        name: jax.ShapeDtypeStruct(shape_of(name, spec.axes, **letters), of)
+        for name, of in (("lhs", operand), ("rhs", operand), ("out", dtype))
+    }
+    calls = {}
+    for face in FACES:
+        x, y = (arrays[name] for name in OPERANDS[face])
+        calls[face] = call_of(
+            face,
+            x,
+            y,
+            axes=spec.axes,
+            dtype=arrays[face].dtype,
+            flipped=spec.transpose_kernel,
+            taps_last=_taps_last(spec),
+            single_device=True,
+            platform=platform,
+        )
+    return calls
+
+
+def _taps_last(spec: Spec) -> bool:
+    o, i, *spatial = spec.dimension_numbers.rhs_spec
+    return min(spatial, default=-1) > max(o, i)
+
+
+def conv(
+    lhs: Array,
+    rhs: Array,
+    spec: Spec,
+    implementation: str,
+    precision: Any,
+    preferred_element_type: Any,
+    out_sharding: Any = None,
+) -> jax.Array:
+    """`_default.conv` by the primitive, for which there must be no reason in `why_unsupported`."""
+    arguments = spec, implementation, precision, preferred_element_type
+    out: jax.Array
+    traced = isinstance(lhs, jax.core.Tracer) or isinstance(rhs, jax.core.Tracer)
+    if not (traced or _compat.jit_disabled()):
+        out = _eager(lhs, rhs, *arguments, out_sharding)
+    elif out_sharding is not None or _compat.explicit_axes(lhs, rhs):
+        # Sharded as the default would be; the compiler's business inside. (`jax.eval_shape`
+        # forgets the sharding where not all axes of the mesh are Explicit.)
+        default = partial(_default.conv, spec=spec, out_sharding=out_sharding)
+        (like,) = jax.make_jaxpr(default)(lhs, rhs).out_avals
+        inside = jax.sharding.auto_axes(
+            lambda lhs, rhs: _conv(lhs, rhs, *arguments),
+            axes=_compat.explicit_axes(lhs, rhs) or None,
+            out_sharding=like.sharding,
+        )
+        out = inside(lhs, rhs)
+    else:
+        out = _conv(lhs, rhs, *arguments)
+    return out
+
+
+def _conv(
+    lhs: Array,
+    rhs: Array,
+    spec: Spec,
+    implementation: str,
+    precision: Any,
+    preferred_element_type: Any,
+) -> jax.Array:
+    """Any layout in, the primitive's own, any layout out."""
+    lhs, rhs = vary_alike(jnp.asarray(lhs), jnp.asarray(rhs))
+    dtype = lhs.dtype
+    if preferred_element_type is not None:
+        dtype = requested(preferred_element_type)
+    dn, g = spec.dimension_numbers, spec.groups
+    batch, channels, *spatial = dn.lhs_spec
+    x = lax.transpose(lhs, (batch, *spatial, channels))
+    x = x.reshape(*x.shape[:-1], g, x.shape[-1] // g)
+
+    o, i, *spatial = dn.rhs_spec
+    if spec.transpose_kernel:  # out features are [g, i], in features j
+        y = lax.transpose(rhs, (*spatial, o, i))
+        y = y.reshape(*y.shape[:-2], g, y.shape[-2] // g, y.shape[-1])
+    else:  # in features are i, out features [g, j]
+        y = lax.transpose(rhs, (*spatial, i, o))
+        y = jnp.moveaxis(y.reshape(*y.shape[:-1], g, y.shape[-1] // g), -2, -3)
+
+    out = bind(
+        "out",
+        x,
+        y,
+        axes=spec.axes,
+        implementation=implementation,
+        precision=precision,
+        default_precision=jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
+        dtype=dtype,
+        flipped=spec.transpose_kernel,
+        taps_last=_taps_last(spec),
+        both_gradients=False,
+    )
+    out = out.reshape(*out.shape[:-2], g * out.shape[-1])
+    batch, channels, *spatial = dn.out_spec
+    order = [0] * out.ndim
+    for source, target in enumerate((batch, *spatial, channels)):
+        order[target] = source
+    return lax.transpose(out, order)
+
+
+_eager = jax.jit(conv, static_argnums=(2, 3, 4, 5, 6), inline=True)

@@ -1,0 +1,48 @@
+"""What every lowering is, and what it is asked for."""
+
+import abc
+from collections.abc import Sequence
+
+import jax
+
+from jaxconvt._call import Call, Choice, Work
+from jaxconvt._views import Numerics
+
+
+class Lowering(abc.ABC):
+    """One way to make the three faces, of arrays channels last, in one group.
+
+    Sizes are `call.axes`'s, arrays as in `_primitive` less the axis of groups (`jax.vmap` makes
+    those, unless `grouped`); with `call.flipped` rhs is stored reversed, and so is its gradient.
+    """
+
+    name: str
+    summary: str  # for `explain`: what it becomes
+    convolves: bool = False  # whether it makes convolutions, in whose dtypes platforms differ
+    grouped: bool = False  # whether arrays keep their axis of groups
+
+    @abc.abstractmethod
+    def forms(self, call: Call) -> Sequence[Choice]:
+        """Those in which it can make a call, the preferred first; none if it can't."""
+
+    @abc.abstractmethod
+    def work(self, call: Call, choice: Choice) -> Work:
+        """What it does, by a form, with one chunk of the batch: `call` is of that."""
+
+    @abc.abstractmethod
+    def value(
+        self, lhs: jax.Array, rhs: jax.Array, call: Call, choice: Choice, how: Numerics
+    ) -> jax.Array:
+        """[n, a.., i], [b.., i, j] -> [n, p.., j], computed as `how` says."""
+
+    @abc.abstractmethod
+    def grad_lhs(
+        self, ct: jax.Array, rhs: jax.Array, call: Call, choice: Choice, how: Numerics
+    ) -> jax.Array:
+        """[n, p.., j], [b.., i, j] -> [n, a.., i]."""
+
+    @abc.abstractmethod
+    def grad_rhs(
+        self, lhs: jax.Array, ct: jax.Array, call: Call, choice: Choice, how: Numerics
+    ) -> jax.Array:
+        """[n, a.., i], [n, p.., j] -> [b.., i, j]."""

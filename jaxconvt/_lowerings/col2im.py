@@ -1,0 +1,187 @@
+"""Scatter form: one GEMM makes every tap's contribution, then they are folded together.
+
+    Y[n, a.., b.., j] = lhs[n, a.., i] . rhs[b.., i, j]       out  = fold(Y)
+    U[n, a.., b.., j] = unfold(ct)                            dlhs = U . rhs over b.., j
+                                                              drhs = lhs . U over n, a..
+
+`fold` and `unfold` are each other's transposes. Y and U are prod(k/s) times the output, the
+largest arrays by far. With an axis gathered (see `_views`) the GEMM itself adds up its
+shifts: Y and U are s/k of the size, and some copies of lhs are made instead.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from typing import NamedTuple
+
+import jax
+from jax import lax
+
+from jaxconvt import _views as views
+from jaxconvt._call import Call, Choice, Work
+from jaxconvt._geometry import Size, phase_groups, runs
+from jaxconvt._lowerings._interface import Lowering
+from jaxconvt._views import Numerics
+
+CHUNK = 12 * 2**20  # bytes of intermediates that a chunk of the batch is to have
+
+
+class Col2im(Lowering):
+    name = "col2im"
+    summary = "one product of matrices, whose results are folded"
+
+    def forms(self, call: Call) -> Sequence[Choice]:
+        if not call.static:
+            return [Choice(self.name)]
+        most = 0 if not call.lhs_divisible else len(call.axes)
+        whole = [Choice(self.name, gathered) for gathered in range(most + 1)]
+        return [*whole, *[c for c in map(partial(_chunked, call), whole) if c.chunks > 1]]
+
+    def work(self, call: Call, choice: Choice) -> Work:
+        made = _made(call, choice.gathered)
+        return Work(
+            products=made.products,
+            product_flops=call.flops,
+            patches=made.patches,
+            made=made.seen,
+            rearranged=call.rhs_bytes,
+            operations=2 * made.products,
+            temp=made.temp,
+            view=("seen", choice.gathered),
+            viewed=made.seen,
+        )
+
+    def value(
+        self, lhs: jax.Array, rhs: jax.Array, call: Call, choice: Choice, how: Numerics
+    ) -> jax.Array:
+        axes, gathered = call.axes, choice.gathered
+        n = len(axes)
+        shape = (lhs.shape[0], *[a.out for a in axes], rhs.shape[-1])
+        over = tuple(range(1 + n, 2 + n + gathered)), tuple(range(gathered + 1))
+        parts = []
+        for group in views.groups(axes, gathered):
+            kernel = views.kernel(rhs, axes, group, call.flipped)
+            y = _dot(views.patches(lhs, axes, group), kernel, over, how)
+            parts.append(views.back(partial(views.seen, axes=axes, group=group), shape, y))
+        return sum(parts[1:], parts[0])
+
+    def grad_lhs(
+        self, ct: jax.Array, rhs: jax.Array, call: Call, choice: Choice, how: Numerics
+    ) -> jax.Array:
+        axes, gathered = call.axes, choice.gathered
+        n = len(axes)
+        shape = (ct.shape[0], *[a.size for a in axes], rhs.shape[n])
+        over = tuple(range(1 + n, 2 + 2 * n)), tuple(range(gathered + 1, gathered + 2 + n))
+        parts = []
+        for group in views.groups(axes, gathered):
+            kernel = views.kernel(rhs, axes, group, call.flipped)
+            z = _dot(views.seen(ct, axes, group), kernel, over, how)
+            parts.append(views.back(partial(views.patches, axes=axes, group=group), shape, z))
+        return sum(parts[1:], parts[0])
+
+    def grad_rhs(
+        self, lhs: jax.Array, ct: jax.Array, call: Call, choice: Choice, how: Numerics
+    ) -> jax.Array:
+        axes, gathered = call.axes, choice.gathered
+        n = len(axes)
+        shape = (*[a.taps for a in axes], lhs.shape[-1], ct.shape[-1])
+        front = lax.transpose(lhs, (n + 1, *range(n + 1)))
+        parts = []
+        for group in views.groups(axes, gathered):
+            # Contracted axes last in the first operand and first in the second is how a GEMM
+            # wants them: XLA then copies the first, so that it should be the smaller, which is
+            # seldom U.
+            u = views.seen(ct, axes, group)
+            c = u.ndim - (n + 1)
+            if _smaller(u.shape[n + 1 :], (*[len(p.shifts) for p in group], lhs.shape[-1])):
+                x = _summable(views.patches(lhs, axes, group), 0, call)
+                u = _summable(u, 0, call)
+                summed = u.ndim - c
+                u = lax.transpose(u, (*range(summed, u.ndim), *range(summed)))
+                k = _dot(u, x, (tuple(range(c, u.ndim)), tuple(range(summed))), how.exchanged)
+                k = lax.transpose(k, (*range(c, k.ndim), *range(c)))
+            else:
+                x = _summable(views.patches(front, axes, group, True), gathered + 1, call)
+                u = _summable(u, 0, call)
+                over = tuple(range(gathered + 1, x.ndim)), tuple(range(u.ndim - c))
+                k = _dot(x, u, over, how)
+            view = partial(views.kernel, axes=axes, group=group, flipped=call.flipped, few=0)
+            parts.append(views.back(view, shape, k))
+        return sum(parts[1:], parts[0])
+
+
+class _Made(NamedTuple):
+    """What products with some axes gathered make on the way, in bytes."""
+
+    products: int
+    patches: int
+    seen: int  # Y or U; none where those are the output as it is
+    temp: int
+
+
+def _made(call: Call, gathered: int) -> _Made:
+    products = patches = seen = 0
+    # Y is summed in float32.
+    width = max(call.itemsize, 4) if call.face == "out" else call.itemsize
+    scattered = call.axes[gathered:]
+    for group in itertools.product(*[phase_groups(a) for a in call.axes[:gathered]]):
+        points = call.n * call.g * math.prod([p.seen.size for p in group])
+        points *= math.prod([a.size for a in scattered])
+        shifts = math.prod([len(p.shifts) for p in group])
+        phases = math.prod([p.seen.taps for p in group])
+        products += 1
+        patches += points * shifts * call.i * call.itemsize if gathered else 0
+        seen += points * phases * math.prod([a.taps for a in scattered]) * call.j * width
+    temp = patches + call.rhs_bytes
+    if call.face == "rhs" and not gathered:
+        temp += call.lhs_bytes  # transposed
+    if any(len(runs(a)) > 1 for a in scattered):
+        temp += seen * (4 if call.face == "out" else 3) // 2
+    elif len(call.axes) > 1 or gathered:
+        temp += seen
+    else:
+        seen = 0
+    return _Made(products, patches, seen, temp)
+
+
+def _chunked(call: Call, choice: Choice) -> Choice:
+    """The form in as many chunks of the batch as bring its intermediates down to `CHUNK`."""
+    if not call.single_device:
+        return choice
+    largest = CHUNK + call.rhs_bytes  # which is as large in each
+    for chunks in _divisors(call.n):
+        if _made(call._replace(n=call.n // chunks), choice.gathered).temp <= largest:
+            return choice._replace(chunks=chunks)
+    return choice._replace(chunks=call.n)
+
+
+@lru_cache(maxsize=64)
+def _divisors(n: int) -> list[int]:
+    small = [i for i in range(1, math.isqrt(n) + 1) if n % i == 0]
+    return sorted({*small, *[n // i for i in small]})
+
+
+def _summable(x: jax.Array, first: int, call: Call) -> jax.Array:
+    """[.., n, a.., ..] -> [.., n, a, ..] with n at `first`, for a product that sums over these.
+
+    XLA is wrong about a product over several axes that devices divide differently in its two
+    operands; not over the batch and one more.
+    """
+    n = len(call.axes)
+    if call.single_device or n < 2:
+        return x
+    spatial = math.prod(x.shape[first + 1 : first + 1 + n])
+    return lax.reshape(x, (*x.shape[: first + 1], spatial, *x.shape[first + 1 + n :]))
+
+
+def _smaller(shape: tuple[Size, ...], other: tuple[Size, ...]) -> bool:
+    """Whether the first is known to be of fewer elements: sizes may be symbolic."""
+    known = all(type(size) is int for size in (*shape, *other))
+    return known and math.prod(shape) < math.prod(other)
+
+
+def _dot(
+    x: jax.Array, y: jax.Array, over: tuple[tuple[int, ...], tuple[int, ...]], how: Numerics
+) -> jax.Array:
+    return lax.dot_general(x, y, (over, ((), ())), **how._asdict())

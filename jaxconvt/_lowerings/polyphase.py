@@ -1,0 +1,119 @@
+"""Gather form: stride-1 convolutions of lhs, one for each group of phases, interleaved.
+
+All phases of the output that the same shifts of lhs reach come out of one dense convolution,
+whose kernel holds just those taps, with the phases as further output channels. As no
+kernel is filled up with zeros, no product is wasted, and a NaN or infinity in lhs
+reaches no output that it should not.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxconvt import _views as views
+from jaxconvt._call import Call, Choice, Convolution, Work, packed
+from jaxconvt._geometry import Axes, phase_groups
+from jaxconvt._lowerings._interface import Lowering
+from jaxconvt._lowerings.dilated import convolve
+from jaxconvt._views import Group, Numerics
+
+
+class Polyphase(Lowering):
+    name = "polyphase"
+    summary = "convolutions of stride 1, whose results are interleaved"
+    convolves = True
+
+    def forms(self, call: Call) -> Sequence[Choice]:
+        """The kernel gradient would be a product of matrices: that of another lowering.
+
+        Where rows are divided among devices XLA is wrong about it more often than about others.
+        """
+        made = call.face != "rhs" and call.convolvable and call.single_device
+        return [Choice(self.name)] if made else []
+
+    def work(self, call: Call, choice: Choice) -> Work:
+        convolutions = math.prod([len(phase_groups(a)) for a in call.axes])
+        interleaved = call.lhs_bytes + call.out_bytes if call.strided else 0
+        return Work(
+            convolution=Convolution("forward", call.flops, _windows(call), convolutions),
+            made=call.out_bytes if call.strided else 0,
+            # rhs is taken apart, and put in the order of a convolution.
+            rearranged=2 * call.rhs_bytes + (call.lhs_bytes if call.strided else 0),
+            operations=convolutions,
+            temp=interleaved,
+            view=("seen", len(call.axes)),
+            viewed=_viewed(call),
+        )
+
+    def value(
+        self, lhs: jax.Array, rhs: jax.Array, call: Call, choice: Choice, how: Numerics
+    ) -> jax.Array:
+        axes = call.axes
+        n = len(axes)
+        shape = (lhs.shape[0], *[a.out for a in axes], rhs.shape[-1])
+        parts = []
+        for group in views.groups(axes, n):
+            y = _conv(lhs, views.kernel(rhs, axes, group, call.flipped), axes, group, how)
+            parts.append(views.back(partial(views.seen, axes=axes, group=group), shape, y))
+        return sum(parts[1:], parts[0])
+
+    def grad_lhs(
+        self, ct: jax.Array, rhs: jax.Array, call: Call, choice: Choice, how: Numerics
+    ) -> jax.Array:
+        axes = call.axes
+        n = len(axes)
+        shape = (ct.shape[0], *[a.size for a in axes], rhs.shape[n])
+        ct, rhs = (x.astype(how.preferred_element_type) for x in (ct, rhs))
+        parts = []
+        for group in views.groups(axes, n):
+            kernel = views.kernel(rhs, axes, group, call.flipped)
+            conv = partial(_conv, kernel=kernel, axes=axes, group=group, how=how)
+            parts.append(views.back(conv, shape, views.seen(ct, axes, group)))
+        return sum(parts[1:], parts[0])
+
+    def grad_rhs(
+        self, lhs: jax.Array, ct: jax.Array, call: Call, choice: Choice, how: Numerics
+    ) -> jax.Array:
+        raise NotImplementedError  # `forms` has none
+
+
+def _windows(call: Call) -> int:
+    """Bytes of every window of the convolutions."""
+    total = 0
+    for group in itertools.product(*[phase_groups(a) for a in call.axes]):
+        shifts = math.prod([len(p.shifts) for p in group])
+        phases = math.prod([p.seen.taps for p in group])
+        if call.face == "out":
+            points, channels = math.prod([p.seen.size for p in group]), call.i
+        else:
+            points, channels = call.extent("size"), call.j * phases
+        total += packed(call.n * call.g * points * shifts, channels, call.itemsize)
+    return total
+
+
+def _viewed(call: Call) -> int:
+    """Bytes of the cotangent as the convolutions see it."""
+    total = 0
+    for group in itertools.product(*[phase_groups(a) for a in call.axes]):
+        total += math.prod([p.seen.size * p.seen.taps for p in group])
+    return total * call.n * call.g * call.j * call.itemsize
+
+
+def _conv(lhs: jax.Array, kernel: jax.Array, axes: Axes, group: Group, how: Numerics) -> jax.Array:
+    """[n, a.., i], [q.., i, r.., j] -> [n, m.., r.., j]."""
+    n = len(axes)
+    # Channels before phases in the convolution's features: so they stay divided among devices.
+    kernel = jnp.moveaxis(kernel, -1, n + 1)
+    features = kernel.shape[n + 1 :]
+    kernel = lax.reshape(kernel, (*kernel.shape[: n + 1], math.prod(features)))
+    pads, steps = [], []
+    for axis, (seen, shifts, _) in zip(axes, group, strict=True):
+        pads.append((shifts[0], seen.size - axis.size - shifts[-1]))
+        steps.append(shifts[0] - shifts[1] if len(shifts) > 1 else 1)
+    out = convolve(lhs, kernel, pads, how, (1,) * n, steps)
+    return jnp.moveaxis(lax.reshape(out, (*out.shape[: n + 1], *features)), n + 1, -1)

@@ -1,0 +1,310 @@
+"""One trilinear form, three bilinear faces: the primitive behind all but the default.
+
+With n = batch, g = group, i = input channel, j = output channel, and p = a*s - b*d + lo,
+
+    T(lhs, rhs, ct) = sum of lhs[n, a, g, i] * rhs[b, g, i, j] * ct[n, p, g, j]
+
+is linear in each of its three arrays, and its derivative by any one of them is bilinear in
+the other two:
+
+    face "out":  lhs, rhs -> out     the transposed convolution
+    face "lhs":  ct,  rhs -> lhs     its gradients
+    face "rhs":  lhs, ct  -> rhs
+
+Transposing a face gives another face, so that one primitive is closed under all of autodiff,
+at any order, and each face can be lowered as suits it, for the platform lowered for.
+A batch axis joins the letter that the operands having it share with the result: n, i, or j
+(where one operand has it), or g (where both have).
+"""
+
+from collections.abc import Callable
+from functools import partial, reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from jaxconvt import _chunks, _compat, _costs, _plan
+from jaxconvt._call import Call, Choice, describe, real_part
+from jaxconvt._geometry import Axes
+from jaxconvt._lowerings import LOWERINGS
+from jaxconvt._numerics import cast, complex_by_parts, summed_in
+from jaxconvt._views import Numerics
+
+# The two operands of each face, in order.
+OPERANDS = {"out": ("lhs", "rhs"), "lhs": ("out", "rhs"), "rhs": ("lhs", "out")}
+
+# The letters after the spatial axes, of each array.
+LETTERS = {"lhs": "gi", "rhs": "gij", "out": "gj"}
+
+conv_transpose_p = Primitive("conv_transpose")
+
+
+def bind(face: str, x: jax.Array, y: jax.Array, **params: Any) -> jax.Array:
+    """`params`: axes, implementation, the dtype of the result, numerics, and three flags.
+
+    Numerics are `precision`, and `default_precision` (that of `jax.default_matmul_precision`)
+    as it was when the call was made, not when it is lowered. `flipped` says that rhs is stored
+    as the kernel of a forward convolution, reversed; `taps_last`, that the caller's has its
+    spatial axes last; `both_gradients`, that the value is differentiated by both operands, so
+    that the gradients can share work.
+    """
+    result: jax.Array = conv_transpose_p.bind(x, y, face=face, **params)
+    return result
+
+
+def shape_of(array: str, axes: Axes, n: Any, g: int, i: int, j: int) -> tuple[Any, ...]:
+    """Shape of lhs, rhs or out as the primitive has them."""
+    if array == "rhs":
+        return (*[a.taps for a in axes], g, i, j)
+    if array == "lhs":
+        return (n, *[a.size for a in axes], g, i)
+    return (n, *[a.out for a in axes], g, j)
+
+
+def _letters(face: str, x: Any, y: Any, axes: Axes) -> dict[str, Any]:
+    """Sizes of n, g, i and j."""
+    sizes: dict[str, Any] = {"n": 1, "i": 1, "j": 1}
+    for array, operand in zip(OPERANDS[face], (x, y), strict=True):
+        if array != "rhs":
+            sizes["n"] = operand.shape[0]
+        letters = LETTERS[array]
+        sizes.update(zip(letters, operand.shape[-len(letters) :], strict=True))
+    return sizes
+
+
+def call_of(
+    face: str,
+    x: Any,
+    y: Any,
+    *,
+    axes: Axes,
+    dtype: Any,
+    flipped: bool,
+    taps_last: bool,
+    single_device: bool,
+    platform: str,
+) -> Call:
+    """What is to be lowered, given the operands and the dtype of the result."""
+    common, _ = summed_in(x.dtype, y.dtype, dtype)
+    letters = _letters(face, x, y, axes)
+    return describe(
+        face,
+        axes,
+        dtype=common,
+        flipped=flipped,
+        taps_last=taps_last,
+        single_device=single_device,
+        platform=platform,
+        **letters,
+    )
+
+
+# Evaluation
+
+
+def compute(
+    x: jax.Array,
+    y: jax.Array,
+    *,
+    face: str,
+    axes: Axes,
+    implementation: str,
+    precision: Any,
+    default_precision: Any,
+    dtype: Any,
+    flipped: bool,
+    taps_last: bool,
+    both_gradients: bool,
+    platform: str,
+    single_device: bool,
+) -> jax.Array:
+    """The face in terms of JAX's own primitives, as is best on the platform.
+
+    `single_device`: whether no compiler divides the arrays among devices.
+    """
+    shape = shape_of(face, axes, **_letters(face, x, y, axes))
+    common, total = summed_in(x.dtype, y.dtype, dtype)
+    call = call_of(
+        face,
+        x,
+        y,
+        axes=axes,
+        dtype=dtype,
+        flipped=flipped,
+        taps_last=taps_last,
+        single_device=single_device,
+        platform=platform,
+    )
+    with _compat.exactly(common, total, dtype), jax.default_matmul_precision(default_precision):
+        if 0 in (*x.shape, *y.shape, *shape):
+            return jnp.zeros(shape, dtype)
+        cost = _costs.cost_of(platform, _compat.device_kind(platform))
+        choice = _plan.choose(implementation, cost, call, both_gradients)
+        convolves = LOWERINGS[choice.name].convolves
+        if convolves and platform != "cpu" and x.dtype == y.dtype == dtype != jnp.bool_:
+            # As jax.lax makes it: what multiplies narrow numbers there sums in wider ones.
+            common = total = x.dtype
+        real = real_part(total)
+        with jax.named_scope(f"conv_transpose/{choice.name}"):
+            x, y = x.astype(common), y.astype(common)
+            if platform == "cpu" and real is not None:
+                run = partial(_run, choice, call, how=Numerics(precision, real), dtype=real)
+                return complex_by_parts(run, x, y).astype(dtype)
+            return _run(choice, call, x, y, Numerics(precision, total), dtype)
+
+
+def _run(
+    choice: Choice, call: Call, x: jax.Array, y: jax.Array, how: Numerics, dtype: Any
+) -> jax.Array:
+    face, lowering = call.face, LOWERINGS[choice.name]
+    faces = {"out": lowering.value, "lhs": lowering.grad_lhs, "rhs": lowering.grad_rhs}
+    function: Callable[..., Any] = partial(faces[face], call=call, choice=choice, how=how)
+    at = [-len(LETTERS[array]) for array in (*OPERANDS[face], face)]  # of the group axis
+    squeezed = call.g == 1 and not lowering.grouped
+    if squeezed:
+        x, y = jnp.squeeze(x, at[0]), jnp.squeeze(y, at[1])
+    elif not lowering.grouped:
+        function = jax.vmap(function, (at[0], at[1]), at[2])
+    result: jax.Array
+    if choice.chunks == 1:
+        result = cast(function(x, y), dtype)
+    elif face == "rhs":
+        result = cast(_chunks.summed(function, choice.chunks, x, y), dtype)
+    else:
+        result = _chunks.joined(lambda part: cast(function(part, y), dtype), choice.chunks, x)
+    return jnp.expand_dims(result, at[2]) if squeezed else result
+
+
+def _impl(x: jax.Array, y: jax.Array, **params: Any) -> jax.Array:
+    if _compat.jit_disabled():  # no program is made: its equations run one by one
+        platform = _plan.platform_of(jax.default_backend())
+        return compute(x, y, platform=platform, single_device=False, **params)
+    # As a program with the primitive in it, so that it is lowered for where its operands are.
+    result: jax.Array = _program(x, y, tuple(sorted(params.items())))
+    return result
+
+
+conv_transpose_p.def_impl(_impl)
+
+
+@partial(jax.jit, static_argnums=2)
+def _program(x: jax.Array, y: jax.Array, params: tuple[tuple[str, Any], ...]) -> Any:
+    return conv_transpose_p.bind(x, y, **dict(params))
+
+
+def _abstract(x: Any, y: Any, *, face: str, axes: Axes, dtype: Any, **_: Any) -> Any:
+    shape = shape_of(face, axes, **_letters(face, x, y, axes))
+    weak = face == "out" and x.weak_type and y.weak_type
+    # All arrays have the same rank; `update` keeps whatever else this JAX has in its types.
+    return x.update(shape=shape, dtype=jnp.dtype(dtype), weak_type=weak)
+
+
+conv_transpose_p.def_abstract_eval(_abstract)
+
+
+# Differentiation
+
+
+def _transpose(
+    position: int, ct: Any, x: Any, y: Any, *, face: str, dtype: Any, **params: Any
+) -> Any:
+    """The face by which the operand at `position` is found, given the other and the cotangent."""
+    operand = (x, y)[position]
+    wanted, given = OPERANDS[face][position], OPERANDS[face][1 - position]
+    arrays = {face: ct, given: (x, y)[1 - position]}
+    first, second = OPERANDS[wanted]
+    return bind(wanted, arrays[first], arrays[second], dtype=operand.aval.dtype, **params)
+
+
+def _jvp(primals: Any, tangents: Any, **params: Any) -> tuple[Any, Any]:
+    """That of any bilinear primitive, which also knows by how many operands it is."""
+    (x, y), (dx, dy) = primals, tangents
+    out = bind(x=x, y=y, **params)
+    pairs = [(dx, y), (x, dy)]
+    pairs = [p for p, tangent in zip(pairs, tangents, strict=True) if type(tangent) is not ad.Zero]
+    if params["face"] == "out":  # whose transposes are the two gradients
+        params["both_gradients"] = len(pairs) == 2
+    return out, reduce(ad.add_tangents, [bind(x=x, y=y, **params) for x, y in pairs])
+
+
+ad.defbilinear(conv_transpose_p, partial(_transpose, 0), partial(_transpose, 1))
+ad.primitive_jvps[conv_transpose_p] = _jvp
+
+
+# Batching
+
+
+def _batch(args: Any, dims: Any, *, face: str, axes: Axes, **params: Any) -> tuple[Any, int]:
+    arrays = dict(zip(OPERANDS[face], args, strict=True))
+    batched = {a: d for a, d in zip(OPERANDS[face], dims, strict=True) if d is not None}
+    first = next(iter(batched))
+    size = arrays[first].shape[batched[first]]
+    if len(batched) == 2:
+        letter = "g"
+    elif {first, face} == {"lhs", "out"}:
+        letter = "n"
+    else:
+        letter = "i" if "lhs" in (first, face) else "j"
+    before = _letters(face, _unbatched(args[0], dims[0]), _unbatched(args[1], dims[1]), axes)
+    for array, dim in batched.items():
+        x = arrays[array]
+        at = _axis(array, letter, x.ndim - 1)
+        x = jnp.moveaxis(x, dim, at)
+        arrays[array] = x.reshape(*x.shape[:at], size * x.shape[at + 1], *x.shape[at + 2 :])
+    result = bind(face, *arrays.values(), axes=axes, **params)
+    at = _axis(face, letter, result.ndim)
+    return result.reshape(*result.shape[:at], size, before[letter], *result.shape[at + 1 :]), at
+
+
+def _unbatched(x: Any, dim: int | None) -> Any:
+    """Something of the shape that one element of the batch has."""
+    shape = x.shape if dim is None else (*x.shape[:dim], *x.shape[dim + 1 :])
+    return jax.ShapeDtypeStruct(shape, x.dtype)
+
+
+def _axis(array: str, letter: str, ndim: int) -> int:
+    return 0 if letter == "n" else ndim - len(LETTERS[array]) + LETTERS[array].index(letter)
+
+
+batching.primitive_batchers[conv_transpose_p] = _batch
+
+
+# Devices
+
+_compat.register_for_shard_map(conv_transpose_p)
+
+
+# Lowering
+
+
+def _lower(platform: str, ctx: mlir.LoweringRuleContext, x: Any, y: Any, **params: Any) -> Any:
+    module, avals = ctx.module_context, ctx.avals_in
+    single = _single_device(module.axis_context)
+    # An exported program may be called on operands that several devices divide, its groups, too.
+    exported = getattr(module.lowering_parameters, "for_export", True)
+    letters = _letters(params["face"], avals[0], avals[1], params["axes"])
+    single = single and not (exported and letters["g"] != 1)
+    rule = partial(compute, platform=platform, single_device=single)
+    dtypes = [aval.dtype for aval in (*ctx.avals_in, *ctx.avals_out)]
+    with _compat.exactly(*dtypes):  # for rules of JAX's own that trace once more
+        return mlir.lower_fun(rule, multiple_results=False)(ctx, x, y, **params)
+
+
+def _single_device(context: Any) -> bool:
+    """Whether what is lowered is one device's program, whose arrays no compiler divides.
+
+    A loop over chunks of a divided batch would bring the batch together. Inside a `shard_map`
+    over all axes of its mesh, each device has arrays of its own.
+    """
+    if getattr(context, "num_devices", None) == 1:
+        return True
+    manual: frozenset[Any] = getattr(context, "manual_axes", frozenset())
+    return bool(manual) and manual >= frozenset(context.mesh.axis_names)
+
+
+mlir.register_lowering(conv_transpose_p, partial(_lower, "other"))
+for _platform in _costs.PLATFORMS:
+    mlir.register_lowering(conv_transpose_p, partial(_lower, _platform), platform=_platform)
