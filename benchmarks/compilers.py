@@ -1,0 +1,348 @@
+"""What XLA's compilers make of the layers for GPU and TPU, on a machine that has neither.
+
+    pip install 'jaxconvt[gpu-compiler]'        # 5.5 GB
+    python benchmarks/compilers.py h100 a100    # 3 minutes each
+    pip install 'jaxconvt[tpu-compiler]'        # 1.2 GB, in another environment
+    python benchmarks/compilers.py v5e v6e v4   # 8 minutes each
+
+For each layer, each mode and each implementation it compiles the program and counts in the
+optimized one, loops as often as they run:
+
+    calls       of libraries: I, F and W are cuDNN's backward-input, forward and backward-filter
+                convolutions, G is a product of matrices; on TPU, C is a convolution
+    kernels     operations that are started
+    flops       of products and convolutions, two each multiply-add, zeros included
+    bytes       that operations read and write
+    cost        on GPU microseconds by a roofline: of each operation the longer of its bytes and
+                its flops, at the rates of `jaxconvt._costs.gpu`, and the time to start it;
+                on TPU the cycles that the compiler estimates, in thousands
+
+It prints the ratios of jax.lax's cost over each implementation's, and writes
+benchmarks/results/compiled-<device>.json. These are estimates: no clock is in them.
+"""
+
+import argparse
+import json
+import math
+import os
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# The host's own backend is enough: nothing runs.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0"
+# Of a TPU that is not there, libtpu needs not to be told where it is.
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+
+import jax
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+import jaxconvt
+from jaxconvt._costs.gpu import DEVICES, REACHED, START
+from jaxconvt._layers import BY_NAME, Call
+from jaxconvt._measure import step
+
+RESULTS = Path(__file__).parent / "results"
+REFERENCE = "jax.lax"
+MODES = ("value", "lhs gradient", "rhs gradient", "step")
+TPUS = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v6e": "v6e:2x2"}
+
+_GPU = """gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
+  shared_memory_per_core: {shared} threads_per_core_limit: 2048 core_count: {cores}
+  fpus_per_core: {fpus} block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
+  block_dim_limit_z: 65535 memory_bandwidth: {bandwidth} l2_cache_size: {l2}
+  clock_rate_ghz: {clock} device_memory_size: {memory} shared_memory_per_block_optin: {optin}
+  cuda_compute_capability {{ major: {major} }} registers_per_core_limit: 65536
+  registers_per_block_limit: 65536 thread_dim_limit_x: 1024 thread_dim_limit_y: 1024
+  thread_dim_limit_z: 64 device_vendor: "NVIDIA Corporation" name: "{name}"
+  driver_version: "12.8.0" runtime_version: "12.8.0" compile_time_toolkit_version: "12.8.0"
+  dnn_version: "9.10.0"
+}}
+platform_name: "CUDA"
+"""
+# Published figures of the devices.
+GPUS = {
+    "h100": dict(
+        name="NVIDIA H100 80GB HBM3", major=9, cores=132, fpus=128, bandwidth=3352320000000,
+        clock=1.98, l2=52428800, shared=233472, optin=232448, memory=84942979072,
+    ),
+    "a100": dict(
+        name="NVIDIA A100-SXM4-80GB", major=8, cores=108, fpus=64, bandwidth=2039000000000,
+        clock=1.41, l2=41943040, shared=167936, optin=166912, memory=84942979072,
+    ),
+}  # fmt: skip
+
+
+class Program(NamedTuple):
+    """What was counted in one compiled program."""
+
+    calls: str
+    kernels: int
+    flops: float
+    bytes: int
+    cost: float
+
+
+# Compiling
+
+
+def device(name: str) -> Any:
+    """One that is not there, for which programs can be compiled."""
+    if name in GPUS:
+        more = {"target_config": _GPU.format(**GPUS[name]), "topology": "1x1x1"}
+        platform, topology = "cuda", ""
+    else:
+        platform, topology, more = "tpu", TPUS[name], {}
+    jax.devices()  # which finds the plugins
+    return topologies.get_topology_desc(topology, platform, **more).devices[0]
+
+
+def compiled(function: Callable[..., Any], operands: Iterable[Any], target: Any) -> str:
+    """The optimized program for a device, as text."""
+    sharding = SingleDeviceSharding(target)
+    structs = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in operands]
+    text: str = jax.jit(function).lower(*structs).compile().as_text()
+    return text
+
+
+def programs(call: Call, implementation: str) -> Iterator[tuple[str, Callable[..., Any], Any]]:
+    """Each mode of a layer, as a function and its operands."""
+    name = "dilated" if implementation == REFERENCE else implementation
+
+    def value(lhs: Any, rhs: Any) -> Any:
+        return jaxconvt.conv_transpose(lhs, rhs, implementation=name, **call.kwargs)
+
+    ct = jax.eval_shape(value, call.lhs, call.rhs)
+    yield "value", value, (call.lhs, call.rhs)
+    yield (
+        "lhs gradient",
+        lambda ct, rhs: jax.linear_transpose(lambda lhs: value(lhs, rhs), call.lhs)(ct)[0],
+        (ct, call.rhs),
+    )
+    yield (
+        "rhs gradient",
+        lambda lhs, ct: jax.linear_transpose(lambda rhs: value(lhs, rhs), call.rhs)(ct)[0],
+        (call.lhs, ct),
+    )
+    yield "step", step(value), (call.lhs, call.rhs, ct)
+
+
+# Counting, in the text of an optimized program
+
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%([\w.-]+) = (\(.*?\)|\S+) ([a-z][\w-]*)\((.*)")
+_ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
+_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota"}
+_CUDNN = {
+    "__cudnn$convForward": "F",
+    "__cudnn$convBackwardInput": "I",
+    "__cudnn$convBackwardFilter": "W",
+}
+
+
+class Instruction(NamedTuple):
+    name: str
+    type: str
+    opcode: str
+    rest: str  # operands and attributes
+
+    @property
+    def operands(self) -> list[str]:
+        return re.findall(r"%([\w.-]+)", self.rest.split(")")[0])
+
+    def attribute(self, pattern: str) -> str:
+        found = re.search(pattern, self.rest)
+        return found[1] if found else ""
+
+
+def shapes(type_: str) -> list[tuple[str, tuple[int, ...]]]:
+    """The arrays of a type."""
+    return [
+        (dtype, tuple(int(size) for size in sizes.split(",") if size))
+        for dtype, sizes in _ARRAY.findall(type_)
+    ]
+
+
+def size_of(type_: str) -> int:
+    total = 0
+    for dtype, shape in shapes(type_):
+        bits = 8 if dtype == "pred" else int(re.findall(r"\d+", dtype)[0])
+        total += math.prod(shape) * bits // 8
+    return total
+
+
+def computations(text: str) -> dict[str, list[Instruction]]:
+    """The instructions of each computation; that of the program is "ENTRY"."""
+    result: dict[str, list[Instruction]] = {}
+    for line in text.splitlines():
+        if line.endswith("{") and not line.startswith(" "):
+            head = line.split()
+            result[current := "ENTRY" if head[0] == "ENTRY" else head[0].lstrip("%")] = []
+        elif found := _INSTRUCTION.match(line):
+            result[current].append(Instruction(*found.groups()))
+    return result
+
+
+class Counter:
+    """Counts one program."""
+
+    def __init__(self, text: str, gpu: str | None) -> None:
+        self.computations = computations(text)
+        self.types = {i.name: i.type for c in self.computations.values() for i in c}
+        self.gpu = gpu
+
+    def program(self) -> Program:
+        calls, kernels, flops, bytes_, cost = "", 0, 0.0, 0, 0.0
+        for instruction, times in self.run("ENTRY", 1):
+            call, flop = self.multiplied(instruction)
+            moved = size_of(instruction.type) + sum(
+                [size_of(self.types[name]) for name in set(instruction.operands)]
+            )
+            calls += call * times
+            kernels += times
+            flops += times * flop
+            bytes_ += times * moved
+            cost += times * self.cost(instruction, flop, moved)
+        return Program("".join(sorted(calls)), kernels, flops, bytes_, cost)
+
+    def run(self, computation: str, times: int) -> Iterator[tuple[Instruction, int]]:
+        """What is started, and how often."""
+        for instruction in self.computations[computation]:
+            if instruction.opcode == "while":
+                trips = instruction.attribute(r'known_trip_count":\{"n":"(\d+)"') or "1"
+                body = instruction.attribute(r"body=%([\w.-]+)")
+                yield from self.run(body, times * int(trips))
+            elif instruction.opcode not in _FREE:
+                yield instruction, times
+
+    def cost(self, instruction: Instruction, flops: float, moved: int) -> float:
+        if self.gpu is None:
+            cycles = instruction.attribute(r'"estimated_cycles":"(\d+)"')
+            return int(cycles or 0) / 1e3
+        rates = DEVICES[self.gpu]
+        kind = "bfloat16" if "bf16" in instruction.type else "float32"
+        time = max(moved / REACHED[0] / rates.bytes, flops / REACHED[1] / rates.flops[kind])
+        return (time + START) * 1e6
+
+    def multiplied(self, instruction: Instruction) -> tuple[str, float]:
+        """Library calls, by letter, and flops."""
+        target = instruction.attribute(r'custom_call_target="([^"]+)"')
+        if target in _CUDNN:
+            return _CUDNN[target], self.convolution(instruction, _CUDNN[target])
+        if instruction.opcode == "convolution":
+            return "C", self.convolution(instruction, "F")
+        if instruction.opcode == "dot" or "gemm" in target or "matmul" in target:
+            return "G", self.product(instruction)
+        calls, flops = "", 0.0
+        for name in re.findall(r"(?:calls|to_apply)=%([\w.-]+)", instruction.rest):
+            for inner in self.computations.get(name, []):
+                call, flop = self.multiplied(inner)
+                calls, flops = calls + call, flops + flop
+        return calls, flops
+
+    def product(self, instruction: Instruction) -> float:
+        (_, result), *_ = shapes(instruction.type)
+        (_, lhs), *_ = shapes(self.types[instruction.operands[0]])
+        dims = instruction.attribute(r'lhs_contracting_dim(?:s|ensions)"?[=:][{\[]([\d,"]*)')
+        inner = math.prod([lhs[int(d)] for d in re.findall(r"\d+", dims)])
+        return 2.0 * math.prod(result) * inner
+
+    def convolution(self, instruction: Instruction, form: str) -> float:
+        """Each element of the cotangent or result meets each tap and each in feature."""
+        sizes = instruction.attribute(r"window=\{size=([\dx]+)") or "1"
+        window = math.prod(map(int, sizes.split("x")))
+        groups = int(instruction.attribute(r"feature_group_count=(\d+)") or 1)
+        lhs, kernel, _ = re.split(r"_|->", instruction.attribute(r"dim_labels=([\w?>-]+)"))
+        (_, result), *_ = shapes(instruction.type)
+        one, other = (shapes(self.types[name])[0][1] for name in instruction.operands[:2])
+        if form == "F":  # of lhs and kernel
+            batch_groups = int(instruction.attribute(r"batch_group_count=(\d+)") or 1)
+            return 2.0 * math.prod(result) * window * other[kernel.index("i")] / batch_groups
+        if form == "I":  # of the cotangent and the kernel, to lhs
+            return 2.0 * math.prod(one) * window * result[lhs.index("f")] / groups
+        # Of lhs and the cotangent, to the kernel.
+        return 2.0 * math.prod(other) * window * one[lhs.index("f")] / groups
+
+
+def count(text: str, name: str) -> Program:
+    """What a compiled program for a device of `GPUS` or `TPUS` does."""
+    gpu = None
+    if name in GPUS:
+        gpu = next(known for known in DEVICES if str(GPUS[name]["name"]).startswith(known))
+    return Counter(text, gpu).program()
+
+
+# The report
+
+
+def measure(name: str, call: Call, implementations: Iterable[str]) -> dict[str, Any]:
+    """By mode and implementation, a `Program`; alike programs are compiled once."""
+    target = device(name)
+    row: dict[str, Any] = {mode: {} for mode in MODES}
+    for implementation in implementations:
+        for mode, function, operands in programs(call, implementation):
+            row[mode][implementation] = count(compiled(function, operands, target), name)._asdict()
+    return row
+
+
+def ratio(row: dict[str, Any], mode: str, implementation: str) -> float:
+    """Of jax.lax's cost over the implementation's."""
+    costs: float = row[mode][REFERENCE]["cost"] / row[mode][implementation]["cost"]
+    return costs
+
+
+def line(name: str, row: dict[str, Any], implementation: str) -> str:
+    text = f"{name:20}"
+    for mode in MODES:
+        theirs, ours = row[mode][REFERENCE], row[mode][implementation]
+        calls = f"{theirs['calls'][:4]}>{ours['calls'][:6]}"
+        costs = f"{theirs['cost']:9.1f} {ours['cost']:8.1f} {ratio(row, mode, implementation):6.2f}"
+        text += f"  {costs} {calls:10}"
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("devices", nargs="+", choices=[*GPUS, *TPUS], metavar="DEVICE",
+        help=f"of {', '.join([*GPUS, *TPUS])}")  # fmt: skip
+    add("--layers", nargs="+", choices=BY_NAME, metavar="NAME", help="layers to compile (all)")
+    add("--implementations", nargs="+", default=["auto"], choices=jaxconvt.IMPLEMENTATIONS)
+    add("--dtype", default=None, help="float32 on GPU and bfloat16 on TPU, unless it is given")
+    add("--channels-first", action="store_true", help="PyTorch's layout")
+    add("--output", type=Path, help="instead of benchmarks/results/compiled-<device>.json")
+    arguments = parser.parse_args()
+    layers = [BY_NAME[name] for name in arguments.layers or BY_NAME]
+    for name in arguments.devices:
+        dtype = arguments.dtype or ("float32" if name in GPUS else "bfloat16")
+        variant = dtype + ("-nchw" if arguments.channels_first else "")
+        print(
+            f"{name}, {variant}: cost of jax.lax and auto, their ratio, calls; {', '.join(MODES)}"
+        )
+        rows = {}
+        for layer in layers:
+            call = layer.call(dtype, channels_first=arguments.channels_first)
+            rows[layer.name] = measure(name, call, (REFERENCE, *arguments.implementations))
+            print(line(layer.name, rows[layer.name], arguments.implementations[-1]), flush=True)
+        for implementation in arguments.implementations:
+            for mode in MODES:
+                ratios = {layer: ratio(row, mode, implementation) for layer, row in rows.items()}
+                worst = min(ratios, key=lambda layer: ratios[layer])
+                print(
+                    f"{implementation}, {mode}: {statistics.geometric_mean(ratios.values()):.2f} "
+                    f"in geometric mean, least {ratios[worst]:.2f} ({worst})"
+                )
+        path = arguments.output or RESULTS / f"compiled-{name}.json"
+        tables = json.loads(path.read_text()) if path.exists() else {}
+        tables[variant] = {"jax": jax.__version__, "layers": rows}
+        path.write_text(json.dumps(tables, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
