@@ -101,7 +101,7 @@ class Gpu(Cost):
             copies += 1
         if work.made:  # the results put together, of which each is a copy
             copied += 2 * made.calls * work.made
-            copies += 3 * made.calls - 1 if made.calls > 1 else 1
+            copies += 3 * made.calls - 1 + (call.face == "lhs")
         time = copies * START + copied * self.byte + (made.calls - 1) * START
         moved = call.rhs_bytes + call.out_bytes + made.calls * lhs
         return time + self._operation(call, moved, flops)
