@@ -45,7 +45,7 @@ from jax.sharding import SingleDeviceSharding
 
 import jaxconvt
 from jaxconvt._costs.gpu import DEVICES, REACHED, START
-from jaxconvt._layers import BY_NAME, Call
+from jaxconvt._layers import BY_NAME, Example
 from jaxconvt._measure import step
 
 RESULTS = Path(__file__).parent / "results"
@@ -112,7 +112,7 @@ def compiled(function: Callable[..., Any], operands: Iterable[Any], target: Any)
     return text
 
 
-def programs(call: Call, implementation: str) -> Iterator[tuple[str, Callable[..., Any], Any]]:
+def programs(call: Example, implementation: str) -> Iterator[tuple[str, Callable[..., Any], Any]]:
     """Each mode of a layer, as a function and its operands."""
     name = "dilated" if implementation == REFERENCE else implementation
 
@@ -281,7 +281,7 @@ def count(text: str, name: str) -> Program:
 # The report
 
 
-def measure(name: str, call: Call, implementations: Iterable[str]) -> dict[str, Any]:
+def measure(name: str, call: Example, implementations: Iterable[str]) -> dict[str, Any]:
     """By mode and implementation, a `Program`; alike programs are compiled once."""
     target = device(name)
     row: dict[str, Any] = {mode: {} for mode in MODES}

@@ -62,8 +62,8 @@ from jax import lax
 
 import jaxconvt
 from jaxconvt._default import flip_and_swap
-from jaxconvt._explain import read
-from jaxconvt._layers import BY_NAME, LAYERS, Call, Layer
+from jaxconvt._explain import call_arguments
+from jaxconvt._layers import BY_NAME, LAYERS, Example, Layer
 from jaxconvt._measure import REFERENCE, TOLERANCES, cores, machine
 from jaxconvt._spec import Spec
 
@@ -115,7 +115,7 @@ def by_hand(spec: Spec, stuffed: bool, lhs: jax.Array, rhs: jax.Array) -> jax.Ar
     )
 
 
-def functions(call: Call, spec: Spec) -> dict[str, Fn]:
+def functions(call: Example, spec: Spec) -> dict[str, Fn]:
     """Everything in JAX that computes the layer, by name."""
     lacking = {"feature_group_count", "output_padding", "output_shape"} & call.kwargs.keys()
     reference = partial(by_hand, spec, False) if lacking else partial(
@@ -150,7 +150,7 @@ def in_mode(f: Fn, mode: str) -> Fn:
     return dict(zip(MODES, (forward, lhs_gradient, rhs_gradient, step), strict=True))[mode]
 
 
-def floor(call: Call, spec: Spec) -> tuple[Fn, tuple[jax.Array, jax.Array]]:
+def floor(call: Example, spec: Spec) -> tuple[Fn, tuple[jax.Array, jax.Array]]:
     """One matrix product of as many multiply-adds as the value, and operands for it."""
     g = spec.groups
     batch, channels, *spatial = spec.dimension_numbers.lhs_spec
@@ -243,7 +243,7 @@ def disagreement(got: Iterable[Any], expected: Iterable[np.ndarray], tolerance: 
 
 
 def torch_entries(
-    call: Call, spec: Spec, arrays: Sequence[np.ndarray], on_gpu: bool
+    call: Example, spec: Spec, arrays: Sequence[np.ndarray], on_gpu: bool
 ) -> dict[str, dict[str, tuple[Entry, Callable[[Sequence[np.ndarray]], list[np.ndarray]]]]]:
     """torch's entries by layout and mode, each with a function that takes what is expected
     (value, gradients of lhs and rhs) to what torch is to return."""
@@ -358,18 +358,18 @@ def measure(layer: Layer, variant: str, with_torch: bool, budget: float) -> Row:
     options = VARIANTS[variant.removesuffix(KERNEL)]
     batch, dtype = options.get("batch", 1), options.get("dtype", "float32")
 
-    def call_of(**options: Any) -> tuple[Call, Spec]:
+    def call_of(**options: Any) -> tuple[Example, Spec]:
         call = layer.call(**options)
         if kernel:
             # As channels are laid out in the kernel of the forward convolution.
-            spec = read(call.lhs, call.rhs, **call.kwargs)[2]
+            spec = call_arguments(call.lhs, call.rhs, **call.kwargs)[2]
             o, i = spec.dimension_numbers.rhs_spec[:2]
             g = call.kwargs.get("feature_group_count", 1)
             shape = list(call.rhs.shape)
             shape[o], shape[i] = call.rhs.shape[i] * g, call.rhs.shape[o] // g
             rhs = jax.ShapeDtypeStruct(tuple(shape), call.rhs.dtype)
-            call = Call(call.lhs, rhs, {**call.kwargs, "transpose_kernel": True})
-        return call, read(call.lhs, call.rhs, **call.kwargs)[2]
+            call = Example(call.lhs, rhs, {**call.kwargs, "transpose_kernel": True})
+        return call, call_arguments(call.lhs, call.rhs, **call.kwargs)[2]
 
     # What is expected: jax.lax's results in float32, for one batch.
     once, spec = call_of(**{**options, "batch": 1, "dtype": "float32"})

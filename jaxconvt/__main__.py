@@ -185,7 +185,7 @@ def summary(rows: Sequence[dict[str, Any]], dtype: str, seconds: float) -> str:
     return f"{text}{seconds:.0f} s."
 
 
-def describe(layer: Layer) -> str:
+def listed(layer: Layer) -> str:
     call = layer.call()
     arguments = ", ".join(f"{name}={value!r}" for name, value in call.kwargs.items())
     shapes = f"lhs {call.lhs.shape}, rhs {call.rhs.shape}"
@@ -221,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     layers = [BY_NAME[name] for name in arguments.layers] if arguments.layers else LAYERS
     if arguments.list:
-        print("\n".join(describe(layer) for layer in layers))
+        print("\n".join(listed(layer) for layer in layers))
         return 0
     if arguments.json:
         try:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations  # `help` then shows them as they are written here
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxconvt import _default, _spec
-from jaxconvt._compat import conv_general_dilated
+from jaxconvt import _compat, _default, _spec
 from jaxconvt._plan import IMPLEMENTATIONS
-
-_HAS_OUT_SHARDING = "out_sharding" in inspect.signature(conv_general_dilated).parameters
 
 
 def conv_transpose(
@@ -137,7 +133,7 @@ def conv_transpose(
         numerics = _spec.numerics(_spec.dtype_of(lhs), precision, preferred_element_type)
         precision, preferred_element_type = numerics
     _spec.choice("implementation", implementation, IMPLEMENTATIONS)
-    if out_sharding is not None and not _HAS_OUT_SHARDING:
+    if out_sharding is not None and not _compat.HAS_OUT_SHARDING:
         raise ValueError(
             f"out_sharding must be None on JAX {jax.__version__}, whose "
             f"lax.conv_general_dilated does not take it yet, got {out_sharding!r}."

@@ -1,5 +1,6 @@
 """What is called differently from one supported JAX to another."""
 
+import inspect
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -11,6 +12,11 @@ from jax import lax
 
 # JAX's own, whatever `jaxconvt.install` puts in its place.
 conv_general_dilated = lax.conv_general_dilated
+
+HAS_OUT_SHARDING = "out_sharding" in inspect.signature(conv_general_dilated).parameters
+HAS_AUTO_AXES = hasattr(jax.sharding, "auto_axes")
+# XLA's convolutions on CPU are others from jaxlib 0.11 on.
+AT_LEAST_0_11 = jax.__version_info__ >= (0, 11)
 
 _x64: Any = vars(jax if hasattr(jax, "enable_x64") else jax.experimental)["enable_x64"]
 
@@ -51,6 +57,12 @@ def explicit_axes(*arrays: Any) -> tuple[str, ...]:
         if axes := tuple([name for name, type_ in named if "Explicit" in str(type_)]):
             return axes
     return ()
+
+
+def for_export(module_context: Any) -> bool:
+    """Whether a program is lowered to be exported; so it is where this JAX does not say."""
+    exported: bool = getattr(module_context.lowering_parameters, "for_export", True)
+    return exported
 
 
 def register_for_shard_map(primitive: Any) -> None:

@@ -97,7 +97,7 @@ def explain(*args: Any, platform: str | None = None, **kwargs: Any) -> Explanati
     platform = _plan.platform_of(platform or jax.default_backend())
     if asked:
         _spec.choice("platform", platform, PLATFORMS)
-    lhs, rhs, spec, arguments = read(*args, **kwargs)
+    lhs, rhs, spec, arguments = call_arguments(*args, **kwargs)
     _, dtype = _spec.numerics(
         _spec.dtype_of(lhs), arguments["precision"], arguments["preferred_element_type"]
     )
@@ -120,7 +120,7 @@ _READ = (
 )
 
 
-def read(*args: Any, **kwargs: Any) -> tuple[Array, Array, Spec, dict[str, Any]]:
+def call_arguments(*args: Any, **kwargs: Any) -> tuple[Array, Array, Spec, dict[str, Any]]:
     """Operands, `Spec` and all arguments of a call, for which shapes and dtypes are enough."""
     call = inspect.signature(conv_transpose).bind(*args, **kwargs)
     call.apply_defaults()

@@ -8,7 +8,7 @@ import jax
 from jax.typing import DTypeLike
 
 
-class Call(NamedTuple):
+class Example(NamedTuple):
     """The arguments of one `conv_transpose`: `conv_transpose(lhs, rhs, **kwargs)`."""
 
     lhs: jax.ShapeDtypeStruct
@@ -31,7 +31,7 @@ class Layer(NamedTuple):
 
     def call(
         self, dtype: DTypeLike = "float32", *, channels_first: bool = False, batch: int = 1
-    ) -> Call:
+    ) -> Example:
         """The layer's call, for `batch` times as many examples.
 
         `channels_first` is the layout of PyTorch: lhs `NCHW`, rhs `IOHW`, whose spatial
@@ -47,7 +47,7 @@ class Layer(NamedTuple):
             rhs = (ci, self.out, *self.kernel)
             axes = "DHW"[-len(spatial) :]
             kwargs["dimension_numbers"] = (f"NC{axes}", f"IO{axes}", f"NC{axes}")
-        return Call(jax.ShapeDtypeStruct(lhs, dtype), jax.ShapeDtypeStruct(rhs, dtype), kwargs)
+        return Example(jax.ShapeDtypeStruct(lhs, dtype), jax.ShapeDtypeStruct(rhs, dtype), kwargs)
 
 
 _DCGAN = "DCGAN generator, https://arxiv.org/abs/1511.06434"

@@ -18,7 +18,7 @@ def why_unsupported(lhs: Array, rhs: Array, spec: Spec) -> str:
     """Why the primitive can't make this call, in words, or "": then "auto" is "dilated"."""
     if not all(type(size) is int for axis in spec.axes for size in (axis.size, axis.taps)):
         return f"symbolic spatial sizes, here of lhs {lhs.shape} and rhs {rhs.shape}"
-    if _compat.explicit_axes(lhs, rhs) and not hasattr(jax.sharding, "auto_axes"):
+    if _compat.explicit_axes(lhs, rhs) and not _compat.HAS_AUTO_AXES:
         return f"explicitly sharded operands on JAX {jax.__version__}"
     return ""
 

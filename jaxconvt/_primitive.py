@@ -284,7 +284,7 @@ def _lower(platform: str, ctx: mlir.LoweringRuleContext, x: Any, y: Any, **param
     module, avals = ctx.module_context, ctx.avals_in
     single = _single_device(module.axis_context)
     # An exported program may be called on operands that several devices divide, its groups, too.
-    exported = getattr(module.lowering_parameters, "for_export", True)
+    exported = _compat.for_export(module)
     letters = _letters(params["face"], avals[0], avals[1], params["axes"])
     single = single and not (exported and letters["g"] != 1)
     rule = partial(compute, platform=platform, single_device=single)

@@ -350,7 +350,7 @@ def _named_layout(specs: tuple[str, str, str], ndim: int) -> lax.ConvDimensionNu
 # The whole
 
 
-def describe(
+def spec_of(
     lhs_shape: Shape,
     rhs_shape: Shape,
     strides: Ints,
@@ -364,7 +364,7 @@ def describe(
     output_shape: Ints | None,
     itemsize: int,
 ) -> Spec:
-    """The `Spec` of a call whose arguments have been read one by one; use `cached_describe`."""
+    """The `Spec` of a call whose arguments have been read one by one; use `cached_spec`."""
     dn = dimension_numbers
     n = len(strides)
     _check_channels(lhs_shape, rhs_shape, dn, feature_group_count, transpose_kernel)
@@ -442,14 +442,14 @@ def describe(
     )
 
 
-_cached = lru_cache(maxsize=4096)(describe)
+_cached = lru_cache(maxsize=4096)(spec_of)
 
 
-def cached_describe(lhs_shape: Shape, rhs_shape: Shape, *arguments: Any) -> Spec:
-    """`describe`, once per distinct call."""
+def cached_spec(lhs_shape: Shape, rhs_shape: Shape, *arguments: Any) -> Spec:
+    """`spec_of`, once per distinct call."""
     for size in (*lhs_shape, *rhs_shape):
         if type(size) is not int:  # symbolic sizes may not even be comparable
-            return describe(lhs_shape, rhs_shape, *arguments)
+            return spec_of(lhs_shape, rhs_shape, *arguments)
     return _cached(lhs_shape, rhs_shape, *arguments)
 
 
@@ -482,7 +482,7 @@ def read(
     n = ndim - 2
     check_dtypes(lhs, rhs)
     consistent = flag("use_consistent_padding", use_consistent_padding)
-    spec = cached_describe(
+    spec = cached_spec(
         lhs.shape,
         rhs.shape,
         integers("strides", strides, n, least=1),

@@ -17,7 +17,7 @@ from absl.testing import absltest, parameterized
 from jax import export, lax
 
 import jaxconvt
-from jaxconvt import _api, conv_transpose
+from jaxconvt import _compat, conv_transpose
 from tests import util
 
 LHS, RHS = np.zeros((1, 5, 4, 4), np.float32), np.zeros((3, 2, 4, 6), np.float32)
@@ -481,13 +481,13 @@ class ErrorsTest(parameterized.TestCase):
 
     def test_out_sharding(self):
         has = "out_sharding" in inspect.signature(lax.conv_general_dilated).parameters
-        self.assertEqual(_api._HAS_OUT_SHARDING, has)
+        self.assertEqual(_compat.HAS_OUT_SHARDING, has)
         if has:
             with self.assertRaisesRegex(TypeError, "out_sharding.* 5"):
                 conv_transpose(LHS, RHS, (2, 2), "SAME", out_sharding=5)
             with self.assertRaisesRegex(TypeError, r"out_sharding must be .*, got \[\[\]\]"):
                 conv_transpose(LHS, RHS, (2, 2), "SAME", out_sharding=[[]])
-        with unittest.mock.patch.object(_api, "_HAS_OUT_SHARDING", False):
+        with unittest.mock.patch.object(_compat, "HAS_OUT_SHARDING", False):
             wanted = f"out_sharding must be None on JAX {jax.__version__}, .*, got 5"
             with self.assertRaisesRegex(ValueError, wanted):
                 conv_transpose(LHS, RHS, (2, 2), "SAME", out_sharding=5)

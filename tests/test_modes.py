@@ -142,7 +142,7 @@ class Kept(parameterized.TestCase):
             }
             call = _call.describe("out", axes, **how, **letters)
             _plan.choose("auto", cost_of("cpu"), call, both_gradients=False)
-            _spec.cached_describe(
+            _spec.cached_spec(
                 (1, i + 1, 2),
                 (2, 2, 3),
                 (2,),

@@ -31,7 +31,7 @@ def explained(name, platform="cpu", **kwargs):
 def decided(name, face, platform, both_gradients=False):
     """The `Call` of one face of a layer, and what auto picks for it."""
     arguments = BY_NAME[name].call()
-    lhs, rhs, spec, _ = _explain.read(arguments.lhs, arguments.rhs, **arguments.kwargs)
+    lhs, rhs, spec, _ = _explain.call_arguments(arguments.lhs, arguments.rhs, **arguments.kwargs)
     call = _layout.calls_of(lhs, rhs, spec, lhs.dtype, platform)[face]
     return call, _plan.choose("auto", cost_of(platform), call, both_gradients)
 

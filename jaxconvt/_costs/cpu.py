@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
-
 from jaxconvt._call import Call, Convolution, Work
+from jaxconvt._compat import AT_LEAST_0_11
 from jaxconvt._costs._interface import Cost
 
 CACHE = 2**20  # bytes of a kernel that stay in a core's cache, with what it is applied to
@@ -162,4 +161,4 @@ def _convolution(call: Call, made: Convolution, rates: Rates, moved: float) -> f
 
 CPU = Cpu(RATES, "2 cores each of AMD EPYC (Zen 3) and Intel Xeon (AMX), jaxlib 0.10.2")
 CPU_0_11 = Cpu(RATES_0_11, "2 cores of Intel Xeon (AMX), jaxlib 0.12.0")
-INSTALLED = CPU_0_11 if jax.__version_info__ >= (0, 11) else CPU
+INSTALLED = CPU_0_11 if AT_LEAST_0_11 else CPU

@@ -8,6 +8,7 @@ that it is left only for what is surely faster.
 
 from jaxconvt._call import Call, Convolution, Work, packed
 from jaxconvt._costs._interface import Cost
+from jaxconvt._geometry import runs
 
 LANES = 128  # channels of a tile
 CYCLE = 1 / 1.5e9  # seconds, of a v5e
@@ -36,21 +37,22 @@ class Tpu(Cost):
         moved = work.made / (2 if call.face == "out" else 1) * spread + work.patches
         multiplied = work.product_flops * MULTIPLIED
         moved *= 2.0 if call.dilated else 1.0
-        moved *= 16.0 if len(call.axes) > 2 and call.j < 8 else 1.0
+        if len(call.axes) > 1 and any(len(runs(axis)) > 1 for axis in call.axes):
+            moved *= 16.0 if len(call.axes) > 2 and call.j < 8 else 4.0  # folded axis by axis
         return moved / 55 + multiplied + (work.products - 1) * OPERATION
 
     def _convolution(self, call: Call, work: Work, made: Convolution) -> float:
         # Of few channels of a strided image, taps fill the tiles.
         few = 8 if call.face == "lhs" and len(call.axes) > 1 else LANES
         tiles = _tiled(call.i) * _tiled(call.j, few) / (call.i * call.j)
-        zeros = made.form not in ("forward", "filter gradient")
+        zeros = made.form != "forward"
         cycles = (call.stuffed_flops if zeros else call.flops) * MULTIPLIED * tiles
         if call.g > 1:  # channels of groups share tiles, and only the window is in the way
-            cycles = call.bytes / (12 if call.face == "rhs" and zeros else 30)
-        elif made.form == "kernel gradient":
+            cycles = call.bytes / (12 if made.form == "kernel gradient" else 30)
+        elif call.face == "rhs":
             cycles *= 0.1
-        elif made.form == "filter gradient":  # its transposes are large
-            cycles += (call.lhs_bytes + call.out_bytes) / 20
+            if made.form == "filter gradient":  # its transposes are large
+                cycles += (call.lhs_bytes + call.out_bytes) / 20
         elif call.face == "out" and zeros:
             narrow = min(_tiled(call.j) / call.j - 1, 1.0) * call.out_bytes / 35
             wide = call.j >= LANES // 2

@@ -5,7 +5,7 @@ from absl.testing import absltest, parameterized
 from benchmarks import compilers
 from jaxconvt import _layout, _plan
 from jaxconvt._costs import cost_of
-from jaxconvt._explain import read
+from jaxconvt._explain import call_arguments
 from jaxconvt._layers import BY_NAME, LAYERS
 from jaxconvt._lowerings.strided import library_call
 
@@ -30,7 +30,7 @@ class GpuTest(parameterized.TestCase):
     def test_auto(self, name, variant):
         device, dtype, channels_first = variant
         arguments = BY_NAME[name].call(dtype, channels_first=channels_first)
-        lhs, rhs, spec, _ = read(arguments.lhs, arguments.rhs, **arguments.kwargs)
+        lhs, rhs, spec, _ = call_arguments(arguments.lhs, arguments.rhs, **arguments.kwargs)
         calls = _layout.calls_of(lhs, rhs, spec, lhs.dtype, "cuda")
         row = compilers.measure(device, arguments, (compilers.REFERENCE, "auto"))
         for mode, programs in row.items():
