@@ -404,7 +404,10 @@ def measure(layer: Layer, variant: str, with_torch: bool, budget: float) -> Row:
         "layer": layer.name,
         "lhs": call.lhs.shape,
         "rhs": call.rhs.shape,
-        "choices": jaxconvt.explain(call.lhs, call.rhs, **call.kwargs).choices,
+        "choices": {
+            title: str(choice)
+            for title, choice in jaxconvt.explain(call.lhs, call.rhs, **call.kwargs).choices.items()
+        },
         "bytes": size,  # of lhs, rhs and output
         "seconds": {},
         "temp_bytes": {},
