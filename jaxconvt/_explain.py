@@ -57,12 +57,12 @@ class Explanation:
                 remark = "<- picked" if other == choice else ""
                 remark = remark if estimate.fits else "too large"
                 text = (
-                    f"    {estimate.seconds * 1e3:9.3f} ms  {estimate.temp / 2**20:7.1f} MiB  "
+                    f"    {estimate.seconds * 1e6:9.1f} us  {estimate.temp / 2**20:7.1f} MiB  "
                     f"{other}: {estimate.becomes}  {remark}"
                 )
                 lines.append(text.rstrip())
         if self.both_gradients is not None:
-            lines.append(f"  both gradients together: {self.both_gradients * 1e3:.3f} ms")
+            lines.append(f"  both gradients together: {self.both_gradients * 1e6:.1f} us")
         return "\n".join(lines)
 
 
@@ -151,6 +151,7 @@ def _explanation(platform: str, lhs: Array, rhs: Array, spec: Spec, dtype: Any) 
     why = (
         f"of the lowerings whose intermediates are small enough, and whose estimated time is "
         f"within {cost.trusted - 1:.0%} of the least, the one with the smallest intermediates. "
+        f"The gradients are picked as a pair, as they may share work; one alone may get another. "
         f"Times are for comparison, not predictions of what a clock shows; they rest on "
         f"{cost.basis}."
     )

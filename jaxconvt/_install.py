@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from jax import lax
 
 from jaxconvt import _spec
@@ -167,29 +168,36 @@ def _conv_general_dilated(implementation: str, /, *args: Any, **kwargs: Any) -> 
     # Nearly always, and sooner said than by what follows.
     if dilation is None or (type(dilation) is tuple and all(d == 1 for d in dilation)):
         return conv_general_dilated(*args, **kwargs)
-    given = _SIGNATURE.bind(*args, **kwargs)
+    try:
+        given = _SIGNATURE.bind(*args, **kwargs)
+    except TypeError:  # which JAX has words for
+        return conv_general_dilated(*args, **kwargs)
     given.apply_defaults()
     arguments = given.arguments
     if not _is_transposed(arguments):
         return conv_general_dilated(*args, **kwargs)
     more = {name: value for name, value in arguments.items() if name not in _OTHERS}
-    numbers = more["dimension_numbers"]
-    if numbers is None:  # channels first here
-        numbers = lax.ConvDimensionNumbers(*[tuple(range(len(dilation) + 2))] * 3)
-    more["dimension_numbers"] = numbers
+    if more["dimension_numbers"] is None:  # channels first here
+        order = tuple(range(arguments["lhs"].ndim))
+        more["dimension_numbers"] = lax.ConvDimensionNumbers(order, order, order)
     return conv_transpose(strides=dilation, **more, implementation=implementation)
 
 
 def _is_transposed(arguments: dict[str, Any]) -> bool:
-    """Whether the arguments of `lax.conv_general_dilated` are of a transposed convolution."""
-    pads, strides = arguments["padding"], arguments["window_strides"]
-    try:
-        return (
-            max(arguments["lhs_dilation"]) > 1
-            and all(stride == 1 for stride in strides)
-            and arguments["batch_group_count"] == 1
-            and not isinstance(pads, str)
-            and all(len(pad) == 2 for pad in pads)
-        )
-    except (TypeError, ValueError):  # which JAX has words for
+    """Whether the arguments of `lax.conv_general_dilated` are of a transposed convolution.
+
+    Those that JAX has to say something about are not: they are looked at, and nothing more.
+    """
+    n = getattr(arguments["lhs"], "ndim", 0) - 2
+    strides, pads, dilation = (
+        arguments[name] for name in ("window_strides", "padding", "lhs_dilation")
+    )
+    if not all(isinstance(x, (tuple, list)) and len(x) == n for x in (strides, pads, dilation)):
         return False
+    return (
+        all(isinstance(d, (int, np.integer)) and d >= 1 for d in (*dilation, *strides))
+        and max(dilation, default=1) > 1
+        and max(strides, default=1) == 1
+        and arguments["batch_group_count"] == 1
+        and all(isinstance(pad, (tuple, list)) and len(pad) == 2 for pad in pads)
+    )

@@ -26,6 +26,7 @@ Ints = tuple[int, ...]
 _NAMES = ("SAME", "VALID", "SAME_LOWER")
 _LARGEST = 2**63 - 1
 _LARGEST_SIZE = 2**31 - 1
+_WIDEST = 16  # bytes of an element, whatever the result's dtype
 
 
 class Spec(NamedTuple):
@@ -362,7 +363,6 @@ def spec_of(
     feature_group_count: int,
     output_padding: Ints | None,
     output_shape: Ints | None,
-    itemsize: int,
 ) -> Spec:
     """The `Spec` of a call whose arguments have been read one by one; use `cached_spec`."""
     dn = dimension_numbers
@@ -430,7 +430,7 @@ def spec_of(
             )
         _check_size(j, axis)
         axes.append(axis)
-    _check_elements(lhs_shape, rhs_shape, dn, feature_group_count, transpose_kernel, axes, itemsize)
+    _check_elements(lhs_shape, rhs_shape, dn, feature_group_count, transpose_kernel, axes)
     return Spec(
         tuple(axes),
         dn,
@@ -494,7 +494,6 @@ def read(
         group_count(feature_group_count),
         None if output_padding is None else integers("output_padding", output_padding, n, least=0),
         None if output_shape is None else integers("output_shape", output_shape, n, least=0),
-        lhs.dtype.itemsize,
     )
     return lhs, rhs, spec
 
@@ -544,7 +543,6 @@ def _check_elements(
     groups: int,
     transpose_kernel: bool,
     axes: list[Axis],
-    itemsize: int,
 ) -> None:
     """Likewise the bytes of the output, and of lhs dilated and padded."""
     n, c = lhs_shape[dn.lhs_spec[0]], lhs_shape[dn.lhs_spec[1]]
@@ -555,7 +553,7 @@ def _check_elements(
         ("the output", (n, *[axis.out for axis in axes], features)),
         ("the padded lhs", (n, *[axis.padded for axis in axes], c)),
     ):
-        if math.prod(shape) * itemsize > _LARGEST:
+        if math.prod(shape) * _WIDEST > _LARGEST:
             name = "strides" if any(axis.stride > 1 for axis in axes) else "padding"
             raise ValueError(
                 f"{name} must keep arrays within 2**63 bytes, but {what} is of shape {shape} "

@@ -167,8 +167,8 @@ class ShardedTest(parameterized.TestCase):
         assert_close(jax.jit(step(f))(lhs, rhs), step(alone)(lhs, rhs))
 
     def test_batch_is_in_chunks_on_one_device_alone(self):
-        def choose(implementation, platform, at, together):
-            return Choice("col2im", chunks=2 if at.single_device else 1)
+        def choose(implementation, cost, call, both_gradients):
+            return Choice("col2im", chunks=2 if call.single_device else 1)
 
         with mock.patch.object(_plan, "_choose", choose):
             f = jax.jit(function("auto"))
@@ -416,8 +416,8 @@ class ShardMapTest(parameterized.TestCase):
     @parameterized.product(all_axes=(True, False))
     def test_is_one_devices_program(self, all_axes):
         # Where each device has arrays of its own, batches are taken in chunks as on one device.
-        def choose(implementation, platform, at, together):
-            return Choice("col2im", chunks=2 if at.single_device else 1)
+        def choose(implementation, cost, call, both_gradients):
+            return Choice("col2im", chunks=2 if call.single_device else 1)
 
         names = {} if all_axes else {"axis_names": {"a"}}
         if names and not hasattr(jax, "shard_map"):

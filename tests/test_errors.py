@@ -518,6 +518,15 @@ class BoundsTest(parameterized.TestCase):
             ("strides", {"strides": (2**61, 1), "lhs": _one((1, 1, 3, 2))}),
             ("padding", {"padding": [(2**62, 0), (0, 0)], "strides": (1, 1)}),
             ("strides", {"lhs": _one((2**61, 3, 3, 2))}),
+            (
+                "strides",
+                {
+                    "strides": (2**29, 2**29),
+                    "preferred_element_type": "int32",
+                    "lhs": jax.ShapeDtypeStruct((1, 3, 3, 1), "int8"),
+                    "rhs": jax.ShapeDtypeStruct((1, 1, 1, 4), "int8"),
+                },
+            ),
         ),
     )
     def test_sizes_beyond_all_bounds(self, implementation, case):

@@ -129,6 +129,33 @@ class InstallTest(parameterized.TestCase):
         with self.assertRaisesRegex(TypeError, "dtype"):
             lax.conv_general_dilated(x, w.astype("int8"), strides, padding)
 
+    @parameterized.parameters(
+        {"padding": zip((1, 2), (1, 0), strict=True)},
+        {"window_strides": map(int, (2, 1))},
+        {"lhs_dilation": map(int, (2, 3))},
+        {"window_strides": (1,)},
+        {"window_strides": ()},
+        {"lhs_dilation": (2, 0)},
+        {"lhs_dilation": (2,)},
+        {"abacus": 1},
+    )
+    def test_what_jax_takes_or_refuses_is_its_own(self, **changed):
+        x, w = util.random("x", (2, 4, 6, 5)), util.random("w", (6, 4, 3, 4))
+        iterators = {k: tuple(v) for k, v in changed.items() if hasattr(v, "__next__")}
+
+        def outcome():
+            arguments = {"window_strides": (1, 1), "padding": ((1, 1), (1, 1))}
+            arguments |= {"lhs_dilation": (2, 3), **changed}
+            arguments |= {k: iter(v) for k, v in iterators.items()}
+            try:
+                return lax.conv_general_dilated(x, w, **arguments).shape
+            except Exception as e:
+                return type(e), str(e)[:60]  # then where it was
+
+        want = outcome()
+        jaxconvt.install("col2im")
+        self.assertEqual(outcome(), want)
+
     def test_batch_groups_are_passed_on(self):
         x, w = util.random("x", (4, 3, 6)), util.random("w", (4, 3, 3))
         jaxconvt.install("col2im")

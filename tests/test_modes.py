@@ -154,7 +154,6 @@ class Kept(parameterized.TestCase):
                 1,
                 None,
                 None,
-                4,
             )
         for cached in (
             _plan._choose,

@@ -350,6 +350,36 @@ class Platforms(parameterized.TestCase):
         value, _ = modules(BY_NAME["dcgan_rgb"].call(), ("tpu",), "col2im")
         self.assertIn("dot_general", value)
 
+    @parameterized.product(
+        case=(
+            ("int32", (2, 8, 8, 16), (4, 4, 16, 8)),
+            ("int8", (2, 8, 8, 16), (4, 4, 16, 8)),
+            ("float32", (2, 4, 4, 4, 4, 8), (2, 2, 2, 2, 8, 8)),
+            ("float32", (3, 8), (8, 4)),
+        ),
+        stride=(1, 2),
+    )
+    def test_gpu_gets_no_convolution_that_it_has_not(self, case, stride):
+        # XLA:GPU has none of integers, and ends the process on four spatial dimensions.
+        dtype, *shapes = case
+        lhs, rhs = (jax.ShapeDtypeStruct(shape, dtype) for shape in shapes)
+        strides = (stride,) * (lhs.ndim - 2)
+        for implementation in ("auto", "strided", "polyphase", "col2im"):
+            f = functools.partial(
+                jaxconvt.conv_transpose,
+                strides=strides,
+                padding="SAME",
+                implementation=implementation,
+            )
+
+            def step(lhs, rhs, f=f):
+                out, vjp = jax.vjp(f, lhs, rhs)
+                return out, *vjp(out)
+
+            run = f if "int" in dtype else step
+            text = export.export(jax.jit(run), platforms=("cuda",))(lhs, rhs).mlir_module()
+            self.assertNotIn("stablehlo.convolution", text)
+
     def test_default_never_changes(self):
         for platform in ("cpu", "cuda", "tpu"):
             value, gradients = modules(BY_NAME["vnet"].call(), (platform,), "dilated")
@@ -362,7 +392,7 @@ class Explain(parameterized.TestCase):
         for word in (
             'implementation="auto" on cpu',
             *TITLES,
-            " ms ",
+            " us ",
             " MiB ",
             "<- picked",
             "both gradients together",

@@ -43,7 +43,7 @@ class Gpu(Cost):
     trusted = 1.04
 
     def __init__(self, device: str) -> None:
-        self.basis = f"a roofline of the {device}, confirmed by compiling, not by a clock"
+        self.basis = f"a roofline of the {device}, confirmed by compiling for CUDA, not by a clock"
         published = DEVICES[device]
         self.byte = 1 / (REACHED[0] * published.bytes)
         self.flop = {kind: 1 / (REACHED[1] * rate) for kind, rate in published.flops.items()}

@@ -17,7 +17,6 @@ class Lowering(abc.ABC):
     """
 
     name: str
-    summary: str  # for `explain`: what it becomes
     convolves: bool = False  # whether it makes convolutions, in whose dtypes platforms differ
     grouped: bool = False  # whether arrays keep their axis of groups
 

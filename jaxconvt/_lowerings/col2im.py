@@ -29,7 +29,6 @@ CHUNK = 12 * 2**20  # bytes of intermediates that a chunk of the batch is to hav
 
 class Col2im(Lowering):
     name = "col2im"
-    summary = "one product of matrices, whose results are folded"
 
     def forms(self, call: Call) -> Sequence[Choice]:
         if not call.static:

@@ -28,7 +28,6 @@ TERMS = 32  # of a sum written out: XLA compiles long ones slowly, and on CPU wr
 
 class Depthwise(Lowering):
     name = "depthwise"
-    summary = "a sum over the taps of each phase, written out"
     grouped = True
 
     def forms(self, call: Call) -> Sequence[Choice]:

@@ -14,7 +14,6 @@ from jaxconvt._views import Numerics, back, pad
 
 class Dilated(Lowering):
     name = "dilated"
-    summary = "jax.lax's own: a convolution of the stride-dilated lhs"
     convolves = True
 
     def forms(self, call: Call) -> Sequence[Choice]:

@@ -25,7 +25,6 @@ from jaxconvt._views import Group, Numerics
 
 class Polyphase(Lowering):
     name = "polyphase"
-    summary = "convolutions of stride 1, whose results are interleaved"
     convolves = True
 
     def forms(self, call: Call) -> Sequence[Choice]:

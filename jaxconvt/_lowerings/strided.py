@@ -30,7 +30,6 @@ _FORMS = {"out": "input gradient", "lhs": "forward", "rhs": "filter gradient"}
 
 class Strided(Lowering):
     name = "strided"
-    summary = "the gradients of the strided convolution that this transposes"
     convolves = True
     grouped = True
 
