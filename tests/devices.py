@@ -149,7 +149,9 @@ class ShardedTest(parameterized.TestCase):
         self.assertContainsSubset(collectives(program), allowed)
         if silent:
             self.assertEmpty(collectives(compiled(f, (lhs, rhs))))
-        self.assertBetween(flops(program) / all_flops * ways(lhs, rhs), 0.95, 1.3)
+        # What is gathered, JAX 0.5 multiplies on more than one device.
+        most = 2.5 if GATHER in allowed else 1.3
+        self.assertBetween(flops(program) / all_flops * ways(lhs, rhs), 0.95, most)
 
     @parameterized.product(
         spec=(P("b"), P(None, "a", "b"), P(None, None, None, "b")), implementation=OURS

@@ -49,6 +49,8 @@ class Strided(Lowering):
         moved = trimmed * (call.lhs_bytes + call.out_bytes)
         return Work(
             convolution=Convolution(form, call.flops, windows),
+            # A reverse of taps that are last joins the transpose that comes first.
+            rearranged=0 if call.flipped or call.taps_last else call.rhs_bytes,
             made=moved,
             operations=trimmed,
             temp=moved,
