@@ -17,7 +17,7 @@ from absl.testing import absltest, parameterized
 from jax import export, lax
 
 import jaxconvt
-from jaxconvt import _spec, conv_transpose
+from jaxconvt import _default, _spec, conv_transpose
 from tests import oracle, util
 from tests.cases import case
 
@@ -435,7 +435,7 @@ class CachesTest(parameterized.TestCase):
     def test_eager_call_is_traced_once(self):
         lhs, rhs = np.ones((1, 7, 3), np.float32), np.ones((5, 3, 2), np.float32)
         with unittest.mock.patch.object(
-            lax, "conv_general_dilated", wraps=lax.conv_general_dilated
+            _default, "conv_general_dilated", wraps=lax.conv_general_dilated
         ) as counted:
             for _ in range(3):
                 conv_transpose(lhs, rhs, (3,), "SAME")

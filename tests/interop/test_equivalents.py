@@ -216,7 +216,7 @@ class OnnxTest(parameterized.TestCase):
         check(ours(row, x=x, w=w, s=s, d=(d, d), g=g), expected)
 
     @parameterized.product(
-        upper=[True, False],
+        row=["ONNX, upper with output padding", "ONNX, lower with output padding"],
         case=[
             ((3, 4), (2, 3), 1, 1, (1, 2)),
             ((5, 3), (2, 1), 1, 2, (1, 0)),
@@ -224,13 +224,12 @@ class OnnxTest(parameterized.TestCase):
             ((4, 3), (2, 3), 1, 4, (0, 1)),
         ],
     )
-    def test_auto_pad_with_output_padding(self, upper, case):
+    def test_auto_pad_with_output_padding(self, row, case):
         k, s, d, g, r = case
         x, w = random(2, 4, 5, 6), random(4, 8 // g, *k, seed=1)
-        name = "upper" if upper else "lower"
-        how = dict(strides=s, auto_pad=f"SAME_{name.upper()}", dilations=(d, d), output_padding=r)
+        auto_pad = "SAME_UPPER" if "upper" in row else "SAME_LOWER"
+        how = dict(strides=s, auto_pad=auto_pad, dilations=(d, d), output_padding=r)
         expected = self.expected(x, w, group=g, **how)
-        row = f"ONNX, {name} with output padding"
         extents = [(taps - 1) * d + 1 for taps in k]
         check(ours(row, x=x, w=w, s=s, d=(d, d), g=g, r=r, e=extents), expected)
 
