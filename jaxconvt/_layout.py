@@ -47,17 +47,18 @@ def calls_of(lhs: Array, rhs: Array, spec: Spec, dtype: Any, platform: str) -> d
             y,
             axes=spec.axes,
             dtype=arrays[face].dtype,
-            flipped=spec.transpose_kernel,
-            taps_last=_taps_last(spec),
+            **_stored(spec),
             single_device=True,
             platform=platform,
         )
     return calls
 
 
-def _taps_last(spec: Spec) -> bool:
+def _stored(spec: Spec) -> dict[str, bool]:
+    """How the user's kernel is, as `Call` has it."""
     o, i, *spatial = spec.dimension_numbers.rhs_spec
-    return min(spatial, default=-1) > max(o, i)
+    taps_last = min(spatial, default=-1) > max(o, i)
+    return {"flipped": spec.transpose_kernel, "taps_last": taps_last}
 
 
 def conv(
@@ -126,8 +127,7 @@ def _conv(
         precision=precision,
         default_precision=jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
         dtype=dtype,
-        flipped=spec.transpose_kernel,
-        taps_last=_taps_last(spec),
+        **_stored(spec),
         both_gradients=False,
     )
     out = out.reshape(*out.shape[:-2], g * out.shape[-1])

@@ -47,8 +47,11 @@ def _chunk(call: Call, choice: Choice) -> Call:
 
 def seconds(call: Call, choice: Choice, cost: Cost) -> float:
     """The estimate, of a call `widened`."""
-    several = choice.chunks > 1
-    return choice.chunks * cost.seconds(_chunk(call, choice), work(call, choice), several)
+    return _seconds(call, choice, work(call, choice), cost)
+
+
+def _seconds(call: Call, choice: Choice, made: Work, cost: Cost) -> float:
+    return choice.chunks * cost.seconds(_chunk(call, choice), made, choice.chunks > 1)
 
 
 def widened(call: Call, cost: Cost) -> Call:
@@ -62,14 +65,14 @@ def fitting(call: Call, implementation: str, cost: Cost) -> dict[Choice, float]:
     Intermediates of four times the operands and the result fit, or more where that would cost
     more than half of the speed.
     """
-    times = {choice: seconds(call, choice, cost) for choice in candidates(call, implementation)}
-    temps = {choice: work(call, choice).temp for choice in times}
+    works = {choice: work(call, choice) for choice in candidates(call, implementation)}
+    times = {choice: _seconds(call, choice, made, cost) for choice, made in works.items()}
     for limit in (4, 8, 16):
         allowance = max(limit * call.bytes, SMALL)
-        fit = {choice: time for choice, time in times.items() if temps[choice] <= allowance}
+        fit = {choice: time for choice, time in times.items() if works[choice].temp <= allowance}
         if fit and min(fit.values()) <= 2 * min(times.values()):
             return fit
-    least = min(times, key=lambda choice: temps[choice])
+    least = min(times, key=lambda choice: works[choice].temp)
     return fit or {least: times[least]}
 
 
@@ -79,11 +82,8 @@ def _choose(implementation: str, cost: Cost, call: Call, both_gradients: bool) -
     calls = [widened(call._replace(face=face), cost) for face in faces]
     pairs = pair_estimates(calls, implementation, cost)
     # Of those that it can't tell apart: those that share, and then those of least intermediates.
-    near = {
-        picks: each
-        for picks, each in pairs.items()
-        if each.seconds <= cost.trusted * min([other.seconds for other in pairs.values()])
-    }
+    most = cost.trusted * min([pair.seconds for pair in pairs.values()])
+    near = {picks: pair for picks, pair in pairs.items() if pair.seconds <= most}
     best = min(near, key=lambda picks: (near[picks].saved <= 0, near[picks].temp))
     return best[faces.index(call.face)]
 
@@ -101,9 +101,10 @@ def pair_estimates(
 ) -> dict[tuple[Choice, ...], Pair]:
     """Those of every choice of a fitting form for each call."""
     times = [fitting(call, implementation, cost) for call in calls]
+    made = [{pick: work(call, pick) for pick in of} for call, of in zip(calls, times, strict=True)]
     result = {}
     for picks in itertools.product(*times):
-        works = [work(call, pick) for call, pick in zip(calls, picks, strict=True)]
+        works = [of[pick] for of, pick in zip(made, picks, strict=True)]
         saved = 0.0
         # XLA makes once what both make of the cotangent.
         alike = len({each.view for each in works}) == 1 and min([w.viewed for w in works]) > 0
@@ -140,8 +141,8 @@ def estimates(call: Call, cost: Cost) -> dict[Choice, Estimate]:
     result = {}
     for choice in candidates(call):
         made = work(call, choice)
-        becomes = cost.becomes(call, made)
-        result[choice] = Estimate(seconds(call, choice, cost), made.temp, choice in fit, becomes)
+        time, becomes = _seconds(call, choice, made, cost), cost.becomes(call, made)
+        result[choice] = Estimate(time, made.temp, choice in fit, becomes)
     return dict(sorted(result.items(), key=lambda item: item[1].seconds))
 
 

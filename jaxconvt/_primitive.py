@@ -75,31 +75,13 @@ def _letters(face: str, x: Any, y: Any, axes: Axes) -> dict[str, Any]:
     return sizes
 
 
-def call_of(
-    face: str,
-    x: Any,
-    y: Any,
-    *,
-    axes: Axes,
-    dtype: Any,
-    flipped: bool,
-    taps_last: bool,
-    single_device: bool,
-    platform: str,
-) -> Call:
-    """What is to be lowered, given the operands and the dtype of the result."""
+def call_of(face: str, x: Any, y: Any, *, axes: Axes, dtype: Any, **where: Any) -> Call:
+    """What is to be lowered, given the operands and the dtype of the result.
+
+    `where`: flipped, taps_last, single_device and platform, as `Call` has them.
+    """
     common, _ = summed_in(x.dtype, y.dtype, dtype)
-    letters = _letters(face, x, y, axes)
-    return describe(
-        face,
-        axes,
-        dtype=common,
-        flipped=flipped,
-        taps_last=taps_last,
-        single_device=single_device,
-        platform=platform,
-        **letters,
-    )
+    return describe(face, axes, dtype=common, **where, **_letters(face, x, y, axes))
 
 
 # Evaluation
@@ -115,29 +97,17 @@ def compute(
     precision: Any,
     default_precision: Any,
     dtype: Any,
-    flipped: bool,
-    taps_last: bool,
     both_gradients: bool,
     platform: str,
-    single_device: bool,
+    **where: Any,
 ) -> jax.Array:
     """The face in terms of JAX's own primitives, as is best on the platform.
 
-    `single_device`: whether no compiler divides the arrays among devices.
+    `where`: the rest of what `call_of` takes.
     """
     shape = shape_of(face, axes, **_letters(face, x, y, axes))
     common, total = summed_in(x.dtype, y.dtype, dtype)
-    call = call_of(
-        face,
-        x,
-        y,
-        axes=axes,
-        dtype=dtype,
-        flipped=flipped,
-        taps_last=taps_last,
-        single_device=single_device,
-        platform=platform,
-    )
+    call = call_of(face, x, y, axes=axes, dtype=dtype, platform=platform, **where)
     with _compat.exactly(common, total, dtype), jax.default_matmul_precision(default_precision):
         if 0 in (*x.shape, *y.shape, *shape):
             return jnp.zeros(shape, dtype)

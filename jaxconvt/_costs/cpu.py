@@ -35,9 +35,7 @@ class Rates:
     kernel: float  # per flop of XLA's kernel gradient of it, or of a filter gradient
     byte: float  # of operands and result
     copied: float  # per byte of patches of lhs
-    folded: (
-        float  # per byte of Y (see `_lowerings.col2im`), or of another intermediate of the value
-    )
+    folded: float  # per byte of Y (`_lowerings.col2im`), or of another intermediate of the value
     unfolded: float  # per byte of U, or of another intermediate of a gradient
     serial: float  # times as much for those in a loop over chunks, where one thread does some
     shared: float  # per byte of U, if both gradients use one, saved

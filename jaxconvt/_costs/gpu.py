@@ -88,7 +88,7 @@ class Gpu(Cost):
         if stuffed:
             lhs, flops = call.stuffed_bytes, call.stuffed_flops
             copied, copies = copied + call.lhs_bytes + lhs, copies + 1
-            if call.taps_last and not first and len(call.axes) < 3:  # which is that transpose
+            if call.taps_last and len(call.axes) < 3:  # which is that transpose
                 copied, copies = copied - 2 * call.lhs_bytes, copies - 1
         elif first and call.i > 1:
             copied, copies = copied + 2 * lhs, copies + made.calls

@@ -97,10 +97,10 @@ def _windows(call: Call) -> int:
 
 def _viewed(call: Call) -> int:
     """Bytes of the cotangent as the convolutions see it."""
-    total = 0
-    for group in itertools.product(*[phase_groups(a) for a in call.axes]):
-        total += math.prod([p.seen.size * p.seen.taps for p in group])
-    return total * call.n * call.g * call.j * call.itemsize
+    each: list[int] = [
+        sum([int(p.seen.size) * p.seen.taps for p in phase_groups(a)]) for a in call.axes
+    ]
+    return math.prod(each) * call.n * call.g * call.j * call.itemsize
 
 
 def _conv(lhs: jax.Array, kernel: jax.Array, axes: Axes, group: Group, how: Numerics) -> jax.Array:

@@ -77,7 +77,7 @@ class Strided(Lowering):
                 [(t.axis.lo, t.axis.hi) for t in trimmed],
                 [t.axis.stride for t in trimmed],
                 [t.axis.dilation for t in trimmed],
-                _channels_last(n, n, n + 1),
+                _channels_last(n),
                 feature_group_count=g,
                 **how._asdict(),
             )
@@ -202,13 +202,13 @@ def _forward(
         [t.pads for t in trimmed],
         None,
         [t.axis.dilation for t in trimmed],
-        _channels_last(n, n, n + 1),
+        _channels_last(n),
         feature_group_count=groups,
         **how._asdict(),
     )
 
 
-def _channels_last(n: int, o: int, i: int) -> lax.ConvDimensionNumbers:
-    """With the kernel's out and in features in these axes."""
+def _channels_last(n: int) -> lax.ConvDimensionNumbers:
+    """Of arrays; a kernel has its out features before its in features."""
     arrays = (0, n + 1, *range(1, n + 1))
-    return lax.ConvDimensionNumbers(arrays, (o, i, *range(n)), arrays)
+    return lax.ConvDimensionNumbers(arrays, (n, n + 1, *range(n)), arrays)
