@@ -1,15 +1,19 @@
 """Transposed convolution for JAX: `jax.lax.conv_transpose` to the bit, and what it lacks."""
 
 from jaxconvt._api import conv_transpose
+from jaxconvt._autotune import autotune
 from jaxconvt._explain import Explanation, explain
 from jaxconvt._install import install, installed, uninstall
 from jaxconvt._plan import IMPLEMENTATIONS
+from jaxconvt._tuning import Tuning
 
 __version__ = "0.1.0"
 
 __all__ = [
     "IMPLEMENTATIONS",
     "Explanation",
+    "Tuning",
+    "autotune",
     "conv_transpose",
     "explain",
     "install",

@@ -9,7 +9,7 @@ import jax
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxconvt import _compat, _default, _spec
-from jaxconvt._plan import IMPLEMENTATIONS
+from jaxconvt._tuning import Tuning
 
 
 def conv_transpose(
@@ -28,7 +28,7 @@ def conv_transpose(
     output_padding: Sequence[int] | None = None,
     output_shape: Sequence[int] | None = None,
     out_sharding: Any = None,
-    implementation: str = "dilated",
+    implementation: str | Tuning = "dilated",
 ) -> jax.Array:
     """N-d transposed (fractionally strided) convolution; a drop-in for `jax.lax.conv_transpose`.
 
@@ -101,8 +101,9 @@ def conv_transpose(
         estimated cost on the platform lowered for. Its intermediates stay within four times the
         operands and the result, or 32 MiB, unless that cost more than half of the speed; on one
         device, large batches are taken in chunks, so that they do. `jaxconvt.explain` says what
-        is picked and why. For symbolic spatial sizes "auto" is "dilated", and the other names
-        are errors.
+        is picked and why. A `Tuning`, which `jaxconvt.autotune` makes, picks what was measured to
+        be fastest, and is "auto" for what was not measured. For symbolic spatial sizes "auto" is
+        "dilated", and the other names are errors.
 
     Returns:
       The array of rank `n + 2`, by default `(batch, spatial..., out channels)`.
@@ -132,7 +133,7 @@ def conv_transpose(
     if precision is not None or preferred_element_type is not None:
         numerics = _spec.numerics(_spec.dtype_of(lhs), precision, preferred_element_type)
         precision, preferred_element_type = numerics
-    _spec.choice("implementation", implementation, IMPLEMENTATIONS)
+    _spec.implementation(implementation)
     if out_sharding is not None and not _compat.HAS_OUT_SHARDING:
         raise ValueError(
             f"out_sharding must be None on JAX {jax.__version__}, whose "
@@ -152,7 +153,7 @@ def conv_transpose(
         if not unsupported:
             numerics = precision, preferred_element_type
             return _layout.conv(lhs, rhs, spec, implementation, *numerics, out_sharding)
-        if implementation != "auto":
+        if isinstance(implementation, str) and implementation != "auto":
             raise ValueError(
                 f"implementation must be 'dilated' or 'auto' for {unsupported}, got "
                 f"{implementation!r}."

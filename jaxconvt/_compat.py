@@ -13,6 +13,9 @@ from jax import lax
 # JAX's own, whatever `jaxconvt.install` puts in its place.
 conv_general_dilated = lax.conv_general_dilated
 
+# Values that are traced.
+Tracer = jax.core.Tracer
+
 HAS_OUT_SHARDING = "out_sharding" in inspect.signature(conv_general_dilated).parameters
 HAS_AUTO_AXES = hasattr(jax.sharding, "auto_axes")
 # XLA's convolutions on CPU are others from jaxlib 0.11 on.
@@ -98,3 +101,11 @@ def device_kind(platform: str) -> str:
     backend = jax.default_backend()
     found = {"gpu": ("cuda", "rocm")}.get(backend, (backend,))
     return jax.devices()[0].device_kind if platform in found and backend != "cpu" else ""
+
+
+def platform_of_device(device: Any) -> str:
+    """The platform that JAX lowers for on a device."""
+    if device.platform != "gpu":
+        name: str = device.platform
+        return name
+    return "rocm" if "rocm" in str(device.client.platform_version).lower() else "cuda"

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax import lax
 
-from jaxconvt._compat import conv_general_dilated
+from jaxconvt._compat import Tracer, conv_general_dilated
 from jaxconvt._spec import Array, Spec
 
 
@@ -46,7 +46,7 @@ def conv(
     """What `jax.lax.conv_transpose` computes, to the bit."""
     if spec.transpose_kernel:
         rhs = flip_and_swap(rhs, spec)
-    traced = isinstance(lhs, jax.core.Tracer) or isinstance(rhs, jax.core.Tracer)
+    traced = isinstance(lhs, Tracer) or isinstance(rhs, Tracer)
     if traced or out_sharding is not None:
         return _conv(lhs, rhs, spec, precision, preferred_element_type, out_sharding)
     return _eager(lhs, rhs, spec, precision, preferred_element_type)

@@ -101,7 +101,7 @@ def explain(*args: Any, platform: str | None = None, **kwargs: Any) -> Explanati
     _, dtype = _spec.numerics(
         _spec.dtype_of(lhs), arguments["precision"], arguments["preferred_element_type"]
     )
-    _spec.choice("implementation", arguments["implementation"], _plan.IMPLEMENTATIONS)
+    _spec.implementation(arguments["implementation"])
     dtype = _spec.dtype_of(lhs) if dtype is None else _spec.requested(dtype)
     return _explanation(platform, lhs, rhs, spec, dtype)
 

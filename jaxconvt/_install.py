@@ -13,7 +13,7 @@ from jax import lax
 from jaxconvt import _spec
 from jaxconvt._api import conv_transpose
 from jaxconvt._compat import conv_general_dilated
-from jaxconvt._plan import IMPLEMENTATIONS
+from jaxconvt._tuning import Tuning
 
 Functions = dict[str, Callable[..., Any]]  # by their names in jax.lax
 
@@ -33,7 +33,7 @@ class _Layer:
 _layers = [_Layer()]
 
 
-def install(implementation: str = "auto") -> None:
+def install(implementation: str | Tuning = "auto") -> None:
     """Puts `jaxconvt.conv_transpose` in the place of `jax.lax.conv_transpose`, for all threads.
 
     Flax, Haiku, Keras and stax look that function up when they are called, and so get ours.
@@ -45,7 +45,7 @@ def install(implementation: str = "auto") -> None:
 
     Args:
       implementation: the default of calls that come by this way; one of
-        `jaxconvt.IMPLEMENTATIONS`.
+        `jaxconvt.IMPLEMENTATIONS`, or a `jaxconvt.Tuning`.
 
     Raises:
       ValueError: there is no such implementation.
@@ -87,7 +87,7 @@ def uninstall() -> None:
 
 
 @contextmanager
-def installed(implementation: str = "auto") -> Iterator[None]:
+def installed(implementation: str | Tuning = "auto") -> Iterator[None]:
     """`install`, within a `with` block; what was there before it is there after it.
 
     It is there for all threads; of blocks that overlap, the one opened last counts.
@@ -130,8 +130,8 @@ def _apply() -> None:
         _originals = {}
 
 
-def _replacements(implementation: str) -> Functions:
-    _spec.choice("implementation", implementation, IMPLEMENTATIONS)
+def _replacements(implementation: str | Tuning) -> Functions:
+    _spec.implementation(implementation)
     return {
         "conv_transpose": _posing_as(
             conv_transpose, functools.partial(conv_transpose, implementation=implementation)
@@ -149,7 +149,7 @@ def _posing_as(like: Any, replacement: Any) -> Any:
     return replacement
 
 
-def _general(implementation: str) -> Callable[..., Any]:
+def _general(implementation: str | Tuning) -> Callable[..., Any]:
     """`lax.conv_general_dilated`, but for transposed convolutions by this implementation."""
     result = functools.partial(_conv_general_dilated, implementation)
     result.__signature__ = _SIGNATURE  # type: ignore[attr-defined]
@@ -162,7 +162,7 @@ _LHS_DILATION = list(_SIGNATURE.parameters).index("lhs_dilation")
 _OTHERS = ("window_strides", "lhs_dilation", "batch_group_count")
 
 
-def _conv_general_dilated(implementation: str, /, *args: Any, **kwargs: Any) -> Any:
+def _conv_general_dilated(implementation: str | Tuning, /, *args: Any, **kwargs: Any) -> Any:
     by_position = len(args) > _LHS_DILATION
     dilation = args[_LHS_DILATION] if by_position else kwargs.get("lhs_dilation")
     # Nearly always, and sooner said than by what follows.

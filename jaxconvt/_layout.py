@@ -9,7 +9,7 @@ from jax import lax
 
 from jaxconvt import _compat, _default
 from jaxconvt._call import FACES, Call
-from jaxconvt._primitive import OPERANDS, bind, call_of, shape_of
+from jaxconvt._primitive import OPERANDS, Implementation, bind, call_of, shape_of
 from jaxconvt._spec import Array, Spec, dtype_of, requested
 from jaxconvt._views import vary_alike
 
@@ -65,7 +65,7 @@ def conv(
     lhs: Array,
     rhs: Array,
     spec: Spec,
-    implementation: str,
+    implementation: Implementation,
     precision: Any,
     preferred_element_type: Any,
     out_sharding: Any = None,
@@ -73,7 +73,7 @@ def conv(
     """`_default.conv` by the primitive, for which there must be no reason in `why_unsupported`."""
     arguments = spec, implementation, precision, preferred_element_type
     out: jax.Array
-    traced = isinstance(lhs, jax.core.Tracer) or isinstance(rhs, jax.core.Tracer)
+    traced = isinstance(lhs, _compat.Tracer) or isinstance(rhs, _compat.Tracer)
     if not (traced or _compat.jit_disabled()):
         out = _eager(lhs, rhs, *arguments, out_sharding)
     elif out_sharding is not None or _compat.explicit_axes(lhs, rhs):
@@ -96,7 +96,7 @@ def _conv(
     lhs: Array,
     rhs: Array,
     spec: Spec,
-    implementation: str,
+    implementation: Implementation,
     precision: Any,
     preferred_element_type: Any,
 ) -> jax.Array:

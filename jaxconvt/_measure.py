@@ -10,11 +10,13 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxlib.version import __version__ as jaxlib_version
 
 from jaxconvt import __version__
+from jaxconvt._call import real_part
 from jaxconvt._layers import Layer
 
 Fn = Callable[..., Any]
@@ -30,6 +32,8 @@ TOLERANCES = {
     "float16": (1e-2, 1e-2),
     "float64": (1e-12, 1e-12),
 }
+
+FLOAT8 = 0.3  # which has two or three bits
 
 # Seconds of calls to each function that is timed: what takes longer is called once. What
 # is the same program as jax.lax's is not timed, and if that is slow to compile and call, not
@@ -132,13 +136,20 @@ def difference(a: jax.Array, b: jax.Array) -> float:
     """The largest, of the largest magnitude in `b`; infinite if they are not comparable."""
     if (a.shape, a.dtype) != (b.shape, b.dtype):
         return math.inf
-    x, y = (np.asarray(array).astype(np.float64) for array in (a, b))
+    wide = np.complex128 if jnp.issubdtype(a.dtype, jnp.complexfloating) else np.float64
+    x, y = (np.asarray(array).astype(wide) for array in (a, b))
     largest = float(np.max(np.abs(x - y), initial=0.0) / np.max(np.abs(y), initial=1e-30))
     return math.inf if math.isnan(largest) else largest
 
 
 def tolerance(dtype: str) -> float:
-    return TOLERANCES[dtype][jax.default_backend() != "cpu"]
+    """Of any dtype: that of complex numbers is their parts', and integers are exact."""
+    known = real_part(dtype) or jnp.dtype(dtype)
+    if not jnp.issubdtype(known, jnp.inexact):
+        return 0.0
+    if known.itemsize < 2:
+        return FLOAT8
+    return TOLERANCES[known.name][jax.default_backend() != "cpu"]
 
 
 def cores() -> int:

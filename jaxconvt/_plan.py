@@ -125,6 +125,11 @@ def choose(implementation: str, cost: Cost, call: Call, both_gradients: bool) ->
     return _choose(implementation, cost, call, both_gradients)
 
 
+def can_make(call: Call, choice: Choice, cost: Cost) -> bool:
+    """Whether a lowering can make a call in this form."""
+    return choice in candidates(widened(call, cost))
+
+
 class Estimate(NamedTuple):
     """Of one candidate: what `_choose` goes by, and what the compiler makes of it."""
 

@@ -31,10 +31,14 @@ from jaxconvt._call import Call, Choice, describe, real_part
 from jaxconvt._geometry import Axes
 from jaxconvt._lowerings import LOWERINGS
 from jaxconvt._numerics import cast, complex_by_parts, summed_in
+from jaxconvt._tuning import Case, Tuning, precision_text
 from jaxconvt._views import Numerics
 
 # The two operands of each face, in order.
 OPERANDS = {"out": ("lhs", "rhs"), "lhs": ("out", "rhs"), "rhs": ("lhs", "out")}
+
+# A name, a form that is pinned (of what is measured), or what was measured.
+Implementation = str | Choice | Tuning
 
 # The letters after the spatial axes, of each array.
 LETTERS = {"lhs": "gi", "rhs": "gij", "out": "gj"}
@@ -84,6 +88,35 @@ def call_of(face: str, x: Any, y: Any, *, axes: Axes, dtype: Any, **where: Any) 
     return describe(face, axes, dtype=common, **where, **_letters(face, x, y, axes))
 
 
+def case_of(
+    x: Any,
+    y: Any,
+    *,
+    face: str,
+    axes: Axes,
+    dtype: Any,
+    precision: Any,
+    default_precision: Any,
+    flipped: bool,
+    taps_last: bool,
+    **_: Any,
+) -> Case:
+    """What a `Tuning` knows a face by; given what `bind` is, less what differs by program."""
+    arrays = (*OPERANDS[face], face)
+    dtypes = {
+        name: jnp.dtype(of).name for name, of in zip(arrays, (x.dtype, y.dtype, dtype), strict=True)
+    }
+    return Case(
+        what=face,
+        axes=axes,
+        **_letters(face, x, y, axes),
+        **dtypes,
+        precision=precision_text(precision, default_precision),
+        flipped=flipped,
+        taps_last=taps_last,
+    )
+
+
 # Evaluation
 
 
@@ -93,7 +126,7 @@ def compute(
     *,
     face: str,
     axes: Axes,
-    implementation: str,
+    implementation: Implementation,
     precision: Any,
     default_precision: Any,
     dtype: Any,
@@ -111,8 +144,17 @@ def compute(
     with _compat.exactly(common, total, dtype), jax.default_matmul_precision(default_precision):
         if 0 in (*x.shape, *y.shape, *shape):
             return jnp.zeros(shape, dtype)
-        cost = _costs.cost_of(platform, _compat.device_kind(platform))
-        choice = _plan.choose(implementation, cost, call, both_gradients)
+        case = case_of(
+            x,
+            y,
+            face=face,
+            axes=axes,
+            dtype=dtype,
+            precision=precision,
+            default_precision=default_precision,
+            **where,
+        )
+        choice = _choice(implementation, call, case, both_gradients)
         convolves = LOWERINGS[choice.name].convolves
         if convolves and platform != "cpu" and x.dtype == y.dtype == dtype != jnp.bool_:
             # As jax.lax makes it: what multiplies narrow numbers there sums in wider ones.
@@ -124,6 +166,21 @@ def compute(
                 run = partial(_run, choice, call, how=Numerics(precision, real), dtype=real)
                 return complex_by_parts(run, x, y).astype(dtype)
             return _run(choice, call, x, y, Numerics(precision, total), dtype)
+
+
+def _choice(implementation: Implementation, call: Call, case: Case, both_gradients: bool) -> Choice:
+    """What is measured of a call, or else what is estimated."""
+    if isinstance(implementation, Choice):
+        return implementation
+    kind = _compat.device_kind(call.platform)
+    cost = _costs.cost_of(call.platform, kind)
+    if isinstance(implementation, Tuning):
+        found = implementation.choice(case, both_gradients, call.platform, kind)
+        # Of a program for several devices, or of another device, it may be none.
+        if found and call.static and _plan.can_make(call, found, cost):
+            return found
+        implementation = "auto"
+    return _plan.choose(implementation, cost, call, both_gradients)
 
 
 def _run(

@@ -16,8 +16,10 @@ import numpy as np
 from jax import lax
 
 from jaxconvt import _geometry as geometry
-from jaxconvt._compat import conv_general_dilated, exactly, x64_mode
+from jaxconvt._compat import Tracer, conv_general_dilated, exactly, x64_mode
 from jaxconvt._geometry import Axis, Padding, Size
+from jaxconvt._plan import IMPLEMENTATIONS
+from jaxconvt._tuning import Tuning
 
 Array = jax.Array  # or a NumPy array, used alike
 Shape = tuple[Size, ...]
@@ -56,7 +58,7 @@ def array(name: str, value: Any, or_struct: bool = False) -> Array:
     With `or_struct` a `jax.ShapeDtypeStruct` will do, too.
     """
     # Tracers first: asking whether they are a jax.Array takes seven times as long.
-    if not isinstance(value, (jax.core.Tracer, jax.Array, np.ndarray, np.generic)) and not (
+    if not isinstance(value, (Tracer, jax.Array, np.ndarray, np.generic)) and not (
         or_struct and isinstance(value, jax.ShapeDtypeStruct)
     ):
         if not hasattr(value, "__jax_array__"):
@@ -74,9 +76,9 @@ def array(name: str, value: Any, or_struct: bool = False) -> Array:
 
 def dtype_of(x: Array) -> Any:
     """The dtype that JAX sees: some keep 64 bits of an array outside of the x64 mode."""
-    if not isinstance(x, (jax.core.Tracer, jax.Array)):
+    if not isinstance(x, (Tracer, jax.Array)):
         return jax.dtypes.canonicalize_dtype(x.dtype)
-    wide = x.dtype.itemsize > 4 and not isinstance(x, jax.core.Tracer)
+    wide = x.dtype.itemsize > 4 and not isinstance(x, Tracer)
     return jax.eval_shape(lambda x: x, x).dtype if wide else x.dtype
 
 
@@ -142,7 +144,7 @@ def _try_numerics(dtype: Any, name: str, value: Any, *mode: Any) -> None:
 
 def _show(value: Any) -> str:
     """`repr`, in one line of at most 80 characters; a traced value by what it is."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return f"a traced value ({value.aval.str_short()})"
     try:
         text = " ".join(repr(value).split())
@@ -152,7 +154,7 @@ def _show(value: Any) -> str:
 
 
 def _untraced(name: str, value: Any) -> None:
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         raise TypeError(
             f"{name} must be static, known when the function is traced, got {_show(value)}; "
             f"pass Python numbers, or mark it static (jax.jit's static_argnames)."
@@ -232,7 +234,7 @@ def group_count(value: Any) -> int:
     return result
 
 
-def choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+def choice(name: str, value: Any, choices: tuple[str, ...], more: str = "") -> None:
     """Raises ValueError unless `value` is one of `choices`, TypeError if it is traced."""
     if not isinstance(value, str) or value not in choices:
         _untraced(name, value)
@@ -241,8 +243,15 @@ def choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         if name_of_form in choices:  # "col2im in 4 chunks" is how `explain` says it
             hint = f"; pass {name_of_form!r}, which picks its form itself"
         raise ValueError(
-            f"{name} must be one of {', '.join(map(repr, choices))}, got {_show(value)}{hint}."
+            f"{name} must be one of {', '.join(map(repr, choices))}{more}, got "
+            f"{_show(value)}{hint}."
         )
+
+
+def implementation(value: Any) -> None:
+    """Raises an error unless `value` is one of the names, or a `Tuning`."""
+    if not isinstance(value, Tuning):
+        choice("implementation", value, IMPLEMENTATIONS, " or a jaxconvt.Tuning")
 
 
 @lru_cache

@@ -143,7 +143,8 @@ OUTPUT_SHAPE = (
     "fits {}."
 )
 IMPLEMENTATION = (
-    f"implementation must be one of {', '.join(map(repr, jaxconvt.IMPLEMENTATIONS))}, got {{}}."
+    f"implementation must be one of {', '.join(map(repr, jaxconvt.IMPLEMENTATIONS))} or a "
+    "jaxconvt.Tuning, got {}."
 )
 PLAIN = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))  # the default layout
 

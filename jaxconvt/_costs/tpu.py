@@ -36,25 +36,29 @@ class Tpu(Cost):
         spread = spread**0.5 if work.patches else spread
         moved = work.made / (2 if call.face == "out" else 1) * spread + work.patches
         multiplied = work.product_flops * MULTIPLIED
+        if call.g > 1:  # groups are brought to the front
+            moved += (call.lhs_bytes + call.out_bytes) * spread
         moved *= 2.0 if call.dilated else 1.0
         if len(call.axes) > 1 and any(len(runs(axis)) > 1 for axis in call.axes):
             moved *= 16.0 if len(call.axes) > 2 and call.j < 8 else 4.0  # folded axis by axis
         return moved / 55 + multiplied + (work.products - 1) * OPERATION
 
     def _convolution(self, call: Call, work: Work, made: Convolution) -> float:
-        # Of few channels of a strided image, taps fill the tiles.
+        # Where a strided image, or a stuffed lhs, has few channels, taps fill the tiles.
         few = 8 if call.face == "lhs" and len(call.axes) > 1 else LANES
-        tiles = _tiled(call.i) * _tiled(call.j, few) / (call.i * call.j)
         zeros = made.form != "forward"
+        stuffed = 8 if call.face == "out" and zeros and call.i < 8 else LANES
+        tiles = _tiled(call.i, stuffed) * _tiled(call.j, few) / (call.i * call.j)
         cycles = (call.stuffed_flops if zeros else call.flops) * MULTIPLIED * tiles
         if call.g > 1:  # channels of groups share tiles, and only the window is in the way
-            cycles = call.bytes / (12 if made.form == "kernel gradient" else 30)
+            slow = made.form == "kernel gradient" and len(call.axes) > 1
+            cycles = call.bytes / (12 if slow else 30)
         elif call.face == "rhs":
             cycles *= 0.1
             if made.form == "filter gradient":  # its transposes are large
                 cycles += (call.lhs_bytes + call.out_bytes) / 20
         elif call.face == "out" and zeros:
-            narrow = min(_tiled(call.j) / call.j - 1, 1.0) * call.out_bytes / 35
+            narrow = min(_tiled(call.j) / call.j - 1, call.i / 32, 1.0) * call.out_bytes / 35
             wide = call.j >= LANES // 2
             cycles *= (4.0 if len(call.axes) == 1 else 0.7) if wide else 0.5
             cycles += narrow
@@ -62,7 +66,7 @@ class Tpu(Cost):
             cycles += work.made / 60 + call.rhs_bytes / 60 + made.calls * OPERATION
             cycles += (made.calls - 1) * 3 * OPERATION
             one = packed(call.n * call.g * call.extent("size"), call.i, call.itemsize)
-            cycles += max(made.windows - one, 0) / 30
+            cycles += max(made.windows - one, 0) / 10
         return cycles
 
 

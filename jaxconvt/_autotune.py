@@ -1,0 +1,423 @@
+"""Measures the lowerings of each call in a function, where it will run."""
+
+import itertools
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxconvt import _compat, _costs, _plan
+from jaxconvt._call import Call, Choice
+from jaxconvt._tuning import TITLES, Case, Pick, Tuning, this_device
+
+Picks = tuple[Choice, ...]  # of one face, or of both gradients
+
+TIE = 1.03  # times as fast as the default's, or what is measured is noise
+SLOW = 1.5  # times the least: not called again
+ROUNDS = 3, 20  # in which each is called, at least and at most
+SAMPLE = 1e-3  # seconds of calls, one after the other, that are one measurement
+PAIRS = 6  # of gradients that are measured together
+
+
+def autotune(
+    f: Callable[..., Any],
+    /,
+    *args: Any,
+    seconds: float = 1.0,
+    device: jax.Device | None = None,
+    **kwargs: Any,
+) -> Tuning:
+    """Measures every lowering of every `conv_transpose` in a function, and keeps the fastest.
+
+    `f` is traced, not run. Each call in it with `implementation="auto"`, or a `Tuning`, at any
+    depth, is measured once: its value, and its gradients where `f` takes them. Pass a whole
+    training step, so that gradients are found. Candidates run on random arrays, in turn; what
+    returns other numbers than jax.lax's own lowering, or fails, is left out. That lowering is kept
+    unless another is faster by 3%.
+
+    Args:
+      f: a function, jitted or not, with calls to tune.
+      *args, **kwargs: its arguments; where arrays are wanted `jax.ShapeDtypeStruct`s will do.
+      seconds: for each value, gradient, and pair of gradients, after how many seconds no further
+        candidate is tried. Compiling counts.
+      device: where to measure; None is JAX's default device.
+
+    Returns:
+      A `Tuning`, for `implementation=`, `install` and `installed`.
+
+    Raises:
+      TypeError: an argument is traced, as inside `jax.jit`.
+      ValueError: there is no such call in `f`.
+
+    Example:
+
+    >>> import jax, jaxconvt
+    >>> def f(lhs, rhs):
+    ...     return jaxconvt.conv_transpose(lhs, rhs, (2,), "SAME", implementation="auto")
+    >>> lhs = jax.ShapeDtypeStruct((1, 64, 32), "float32")
+    >>> rhs = jax.ShapeDtypeStruct((4, 32, 16), "float32")
+    >>> tuning = jaxconvt.autotune(f, lhs, rhs, seconds=0.1)
+    >>> [pick.case.what for pick in tuning.picks]
+    ['out']
+
+    Source: the measuring that XLA does of its own kernels on GPU, above it.
+    """
+    for leaf in jax.tree.leaves((args, kwargs)):
+        if isinstance(leaf, _compat.Tracer):
+            raise TypeError(
+                f"the arguments of autotune must be arrays or jax.ShapeDtypeStructs, got the "
+                f"traced value {leaf}: call it outside of jax.jit and other transformations."
+            )
+    device = device or _default_device()
+    backend = _compat.platform_of_device(device)
+    cases = _cases(_jaxpr(f, args, kwargs))
+    if not cases:
+        raise ValueError(
+            "f must have a conv_transpose with implementation='auto' in it, and autotune found "
+            "none: pass implementation='auto', or call jaxconvt.install() first. Functions that "
+            "were traced before keep what they were traced with."
+        )
+    picks = []
+    for at, (case, params) in enumerate(cases.items()):
+        _progress(f"{at + 1} of {len(cases)}: {case}")
+        with _compat.exactly(case.lhs, case.rhs, case.out):
+            if pick := _tuned(case, params, backend, device, seconds):
+                picks.append(pick)
+    _progress("")
+    return Tuning(picks=tuple(picks), **this_device(backend, device))
+
+
+def _default_device() -> jax.Device:
+    device = jax.config.jax_default_device  # type: ignore[attr-defined]
+    if isinstance(device, str):
+        return jax.devices(device)[0]
+    return device or jax.devices()[0]
+
+
+def _progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text[:100]}", end="", file=sys.stderr, flush=True)
+
+
+# Finding the calls
+
+
+def _jaxpr(f: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """That of `f`; of what is not jitted, arguments other than arrays are as they are."""
+    if hasattr(f, "trace"):
+        return f.trace(*args, **kwargs).jaxpr.jaxpr
+    leaves, tree = jax.tree.flatten((args, kwargs))
+    arrays = [at for at, leaf in enumerate(leaves) if hasattr(leaf, "shape")]
+
+    def traced(*operands: Any) -> Any:
+        filled = list(leaves)
+        for at, operand in zip(arrays, operands, strict=True):
+            filled[at] = operand
+        args, kwargs = jax.tree.unflatten(tree, filled)
+        # What is returned need not be arrays.
+        return [x for x in jax.tree.leaves(f(*args, **kwargs)) if hasattr(x, "shape")]
+
+    return jax.make_jaxpr(traced)(*[leaves[at] for at in arrays]).jaxpr
+
+
+def _equations(jaxpr: Any, seen: set[int]) -> Iterator[Any]:
+    """All of a jaxpr, at any depth: whatever holds one in its parameters."""
+    if id(jaxpr) in seen:
+        return
+    seen.add(id(jaxpr))
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in _inner(list(equation.params.values())):
+            yield from _equations(inner, seen)
+
+
+def _inner(value: Any) -> Iterator[Any]:
+    value = getattr(value, "jaxpr", value)  # of a closed one
+    if hasattr(value, "eqns"):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for each in value:
+            yield from _inner(each)
+
+
+def _cases(jaxpr: Any) -> dict[Case, dict[str, Any]]:
+    """What is to be measured, each once, and the parameters of the primitive for it."""
+    from jaxconvt import _primitive  # late, as in `_api`
+
+    found: dict[tuple[Case, bool], dict[str, Any]] = {}
+    for equation in _equations(jaxpr, set()):
+        params = equation.params
+        if equation.primitive is not _primitive.conv_transpose_p:
+            continue
+        implementation = params["implementation"]
+        if implementation != "auto" and not isinstance(implementation, Tuning):
+            continue
+        case = _primitive.case_of(*[var.aval for var in equation.invars], **params)
+        sizes = (case.n, case.g, case.i, case.j)
+        if all(type(size) is int for size in sizes):  # a symbolic one can't be run
+            found.setdefault((case, params["both_gradients"]), params)
+    result: dict[Case, dict[str, Any]] = {}
+    for (case, both), params in found.items():
+        other = {"lhs": "rhs", "rhs": "lhs"}.get(case.what)
+        if both and other and (case._replace(what=other), True) in found:
+            case = case._replace(what="gradients")
+        result.setdefault(case, params)
+    return result
+
+
+# Measuring
+
+
+class Candidate(NamedTuple):
+    """What is measured: by which lowerings, as what function."""
+
+    picks: Picks
+    function: Callable[..., Any]
+
+
+class Race(NamedTuple):
+    """What came of measuring some candidates."""
+
+    seconds: dict[Picks, float]  # of those that return the right numbers
+    left_out: list[str]
+
+
+def _tuned(
+    case: Case, params: Mapping[str, Any], backend: str, device: Any, seconds: float
+) -> Pick | None:
+    """The fastest of the candidates; None if not even the default runs."""
+    cost = _costs.cost_of(backend, device.device_kind)
+    faces = ("lhs", "rhs") if case.what == "gradients" else (case.what,)
+    calls = {face: _call(face, case, backend) for face in faces}
+    operands = _operands(case, device)
+    left_out: list[str] = []
+    singles: dict[str, dict[Picks, float]] = {}
+    for face, call in calls.items():
+        candidates = [
+            Candidate((choice,), _function((face,), (choice,), case, params))
+            for choice in _in_order(call, cost)
+        ]
+        race = _race(candidates, operands, seconds, case)
+        left_out += [f"{TITLES[face]}: {reason}" for reason in race.left_out]
+        singles[face] = race.seconds
+        if not race.seconds:
+            return None
+    if len(faces) == 1:
+        return _fastest(case, race.seconds, left_out)
+    pairs = [
+        Candidate(picks, _function(faces, picks, case, params))
+        for picks in _pairs([singles[face] for face in faces], list(calls.values()), cost)
+    ]
+    race = _race(pairs, operands, seconds, case)
+    return _fastest(case, race.seconds, left_out + race.left_out) if race.seconds else None
+
+
+def _fastest(case: Case, times: dict[Picks, float], left_out: Sequence[str]) -> Pick:
+    """The first is the default's, which wins ties."""
+    default = next(iter(times))
+    best = min(times, key=lambda picks: times[picks])
+    if times[best] * TIE >= times[default]:
+        best = default
+    fastest, reference = (float(f"{times[picks]:.3g}") for picks in (best, default))
+    return Pick(case, best, fastest, reference, tuple(left_out))
+
+
+def _in_order(call: Call, cost: Any) -> list[Choice]:
+    """The default's own form where it can be made, and those that fit, the fastest first."""
+    call = _plan.widened(call, cost)
+    times = _plan.fitting(call, "auto", cost)
+    first = _plan.candidates(call)[0]
+    others = sorted(times, key=lambda choice: times[choice])
+    return [first, *[choice for choice in others if choice != first]]
+
+
+def _pairs(singles: Sequence[dict[Picks, float]], calls: Sequence[Call], cost: Any) -> list[Picks]:
+    """The default's, and of all pairs those that ought to be fastest: some share work."""
+    calls = [_plan.widened(call, cost) for call in calls]
+    estimated = _plan.pair_estimates(calls, "auto", cost)
+    times: dict[Picks, float] = {}
+    for one, other in itertools.product(*singles):
+        picks = one + other
+        measured = singles[0][one] + singles[1][other]
+        pair = estimated.get(picks)
+        saved = pair.saved / (pair.seconds + pair.saved) if pair else 0.0
+        times[picks] = measured * (1 - saved)
+    default = next(iter(times))
+    best = sorted(times, key=lambda picks: times[picks])[:PAIRS]
+    return [default, *[picks for picks in best if picks != default]]
+
+
+def _race(
+    candidates: Sequence[Candidate], operands: dict[str, Any], seconds: float, case: Case
+) -> Race:
+    """Medians of candidates called in turn; the first is the reference."""
+    end = _clock() + seconds
+    times: dict[Picks, list[float]] = {}
+    runs: dict[Picks, Callable[[], Any]] = {}
+    left_out = []
+    expected: Any = None
+    for at, (picks, function) in enumerate(candidates):
+        if at > 1 and _clock() > end:
+            break
+        try:
+            run = partial(jax.jit(function).lower(operands).compile(), operands)
+            result = jax.block_until_ready(run())
+            expected = expected or result
+            wrong = _differences(result, expected, case)
+        except Exception as e:  # whatever a backend may raise: it is not to be picked, then
+            wrong = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
+        if wrong:
+            left_out.append(f"{', '.join(map(str, picks))}: {wrong}")
+            if not times:  # nothing to compare with
+                break
+            continue
+        times[picks], runs[picks] = [_sample(picks, run, 1)], run
+    counts = {
+        picks: max(1, min(50, int(SAMPLE / max(own[0], 1e-9)))) for picks, own in times.items()
+    }
+    order = _near({picks: own[0] for picks, own in times.items()})
+    for rounds in range(ROUNDS[1]):
+        late = _clock() - end
+        if late > 2 * seconds or (late > 0 and rounds >= ROUNDS[0]) or len(order) < 2:
+            break
+        random.Random(rounds).shuffle(order)
+        for picks in order:
+            times[picks].append(_sample(picks, runs[picks], counts[picks]))
+        if rounds == ROUNDS[0]:
+            order = _near({picks: float(np.median(times[picks][1:])) for picks in order})
+    # The first call warms caches; it counts where there are no others.
+    medians = {picks: float(np.median(own[1:] or own)) for picks, own in times.items()}
+    return Race(medians, left_out)
+
+
+def _near(times: dict[Picks, float]) -> list[Picks]:
+    """Those that may be the fastest."""
+    least = min(times.values(), default=0.0)
+    return [picks for picks, seconds in times.items() if seconds <= SLOW * least]
+
+
+_clock = time.perf_counter
+
+
+def _sample(picks: Picks, run: Callable[[], Any], count: int) -> float:
+    """Seconds of one call, of several in a row."""
+    start = _clock()
+    for _ in range(count):
+        result = run()
+    jax.block_until_ready(result)
+    return (_clock() - start) / count
+
+
+def _differences(result: Any, expected: Any, case: Case) -> str:
+    """In words, if there are any but those of rounding; `expected` may be the result itself."""
+    from jaxconvt._measure import difference, tolerance
+
+    most = max([tolerance(dtype) for dtype in (case.lhs, case.rhs, case.out)])
+    for ours, theirs in zip(result, expected, strict=True):
+        largest = difference(ours, theirs)
+        if not largest <= most:
+            return (
+                f"its largest difference from the default is {largest:.0e} of the largest "
+                f"magnitude, over {most:.0e}"
+            )
+    return ""
+
+
+# What is run
+
+
+def _call(face: str, case: Case, backend: str) -> Call:
+    from jaxconvt import _primitive
+
+    structs = _structs(case)
+    x, y = (structs[array] for array in _primitive.OPERANDS[face])
+    return _primitive.call_of(
+        face,
+        x,
+        y,
+        axes=case.axes,
+        dtype=structs[face].dtype,
+        flipped=case.flipped,
+        taps_last=case.taps_last,
+        single_device=True,
+        platform=backend,
+    )
+
+
+def _structs(case: Case) -> dict[str, jax.ShapeDtypeStruct]:
+    """lhs, rhs and out as the primitive has them."""
+    from jaxconvt import _primitive
+
+    return {
+        array: jax.ShapeDtypeStruct(
+            _primitive.shape_of(array, case.axes, case.n, case.g, case.i, case.j),
+            getattr(case, array),
+        )
+        for array in ("lhs", "rhs", "out")
+    }
+
+
+def _order(array: str, case: Case) -> tuple[int, ...]:
+    """The primitive's axes as the caller's array has them, it seems: last, where the taps are."""
+    n = len(case.axes)
+    first = 0 if array == "rhs" else 1  # of the spatial ones
+    spatial = range(first, first + n)
+    rest = range(first + n, first + n + (3 if array == "rhs" else 2))
+    channels_first = (*range(first), *rest, *spatial)
+    return channels_first if case.taps_last else tuple(sorted(channels_first))
+
+
+def _function(
+    faces: Sequence[str], picks: Picks, case: Case, params: Mapping[str, Any]
+) -> Callable[[dict[str, Any]], Any]:
+    """Those faces by these lowerings, of a dict of arrays."""
+    from jaxconvt import _primitive
+
+    def function(operands: dict[str, Any]) -> Any:
+        arrays = {
+            array: jax.lax.transpose(x, np.argsort(_order(array, case)))
+            for array, x in operands.items()
+        }
+        results = []
+        for face, choice in zip(faces, picks, strict=True):
+            more = dict(
+                face=face,
+                implementation=choice,
+                dtype=jnp.dtype(getattr(case, face)),
+            )
+            x, y = (arrays[array] for array in _primitive.OPERANDS[face])
+            result = _primitive.bind(x=x, y=y, **{**params, **more})
+            results.append(jax.lax.transpose(result, _order(face, case)))
+        return results
+
+    return function
+
+
+def _operands(case: Case, device: Any) -> dict[str, Any]:
+    """Random ones, of those arrays that are wanted; a short sequence again and again is enough."""
+    from jaxconvt import _primitive
+
+    faces = ("lhs", "rhs") if case.what == "gradients" else (case.what,)
+    rng = np.random.default_rng(0)
+    result = {}
+    for array, struct in _structs(case).items():
+        if not any(array in _primitive.OPERANDS[face] for face in faces):
+            continue
+        dtype = struct.dtype
+        numbers: np.ndarray[Any, Any] = rng.standard_normal(_REPEATED)
+        if jnp.issubdtype(dtype, jnp.integer):
+            numbers = rng.integers(0, 5, _REPEATED)
+        elif jnp.issubdtype(dtype, jnp.complexfloating):
+            numbers = numbers + 1j * rng.standard_normal(_REPEATED)
+        shape = [struct.shape[axis] for axis in _order(array, case)]
+        result[array] = jax.device_put(np.resize(numbers.astype(dtype), shape), device)
+    return result
+
+
+_REPEATED = 65_537  # a prime, so that no two rows are alike

@@ -1,0 +1,291 @@
+"""What was measured on some device, as data: the fastest lowering of each call, to be looked up."""
+
+import json
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+from jaxlib.version import __version__ as jaxlib_version
+
+from jaxconvt._call import Choice
+from jaxconvt._geometry import Axes, Axis, Size
+from jaxconvt._lowerings import LOWERINGS
+
+VERSION = 1  # of the text that `Tuning.dumps` makes
+
+# What is measured: a face, or both gradients together.
+TITLES = {
+    "out": "value",
+    "lhs": "lhs gradient",
+    "rhs": "rhs gradient",
+    "gradients": "both gradients",
+}
+
+
+class Case(NamedTuple):
+    """All that decides what a call costs on one device, in the letters of `_primitive`."""
+
+    what: str  # of `TITLES`
+    axes: Axes
+    n: int
+    g: int
+    i: int
+    j: int
+    lhs: str  # dtypes ...
+    rhs: str
+    out: str
+    precision: str  # ... and how products are made, as `precision_text` has it
+    flipped: bool
+    taps_last: bool
+
+    def __str__(self) -> str:
+        size, taps, strides, dilation = (
+            tuple([getattr(axis, name) for axis in self.axes])
+            for name in ("size", "taps", "stride", "dilation")
+        )
+        lhs = (self.n, *size, self.g * self.i)
+        rhs = (*taps, self.i, self.g * self.j)
+        text = f"{TITLES[self.what]} of lhs {lhs}, rhs {rhs}, strides {strides}"
+        if any(d != 1 for d in dilation):
+            text += f", dilation {dilation}"
+        dtypes = {self.lhs: 0, self.rhs: 0, self.out: 0}  # a set in order
+        text += f", groups {self.g}" if self.g > 1 else ""
+        text += f", {'/'.join(dtypes)}"
+        return text + (f", precision {self.precision}" if self.precision else "")
+
+
+class Pick(NamedTuple):
+    """What was measured of one case."""
+
+    case: Case
+    choices: tuple[Choice, ...]  # the fastest: one, or those of both gradients
+    seconds: float
+    default_seconds: float  # of jax.lax's own lowering
+    left_out: tuple[str, ...] = ()  # candidates that failed or returned other numbers, and how
+
+    def __str__(self) -> str:
+        names = tuple(dict.fromkeys(map(str, self.choices)))
+        times = f"{self.default_seconds * 1e3:11.3f}{self.seconds * 1e3:11.3f}"
+        faster = self.default_seconds / self.seconds if self.seconds else 1.0
+        lines = [f"{times}{faster:8.2f}x  {self.case}: {', '.join(names)}"]
+        lines += [f"{'':33}left out: {reason}" for reason in self.left_out]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The fastest lowerings that `autotune` found, for `implementation=`; immutable, hashable.
+
+    A call that was not measured is made as by "auto". `backend` is the platform that was measured
+    ("cpu", "cuda", "rocm" or "tpu"), `device_kind` JAX's name of the device, `jax` and `jaxlib`
+    are the versions, and `picks` what was measured, in a stable order. `print` it for a table,
+    merge two of one device by `|` (of a call in both the right one counts), and keep it by
+    `dumps` and `loads`.
+
+    Example:
+
+    >>> import jaxconvt
+    >>> tuning = jaxconvt.Tuning("cpu", "cpu", "0.10.2", "0.10.2")
+    >>> jaxconvt.Tuning.loads(tuning.dumps()) == tuning
+    True
+    """
+
+    backend: str
+    device_kind: str
+    jax: str
+    jaxlib: str
+    picks: tuple[Pick, ...] = ()
+
+    def __post_init__(self) -> None:
+        last = {pick.case: pick for pick in self.picks}
+        whats = list(TITLES)
+        order = sorted(last, key=lambda case: (case[1:], whats.index(case.what)))
+        object.__setattr__(self, "picks", tuple([last[case] for case in order]))
+
+    @cached_property
+    def _index(self) -> dict[Case, Pick]:
+        return {pick.case: pick for pick in self.picks}
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.backend, self.device_kind, self.jax, self.jaxlib, self.picks))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __reduce__(self) -> Any:  # without the hash, which is another in another process
+        return Tuning, tuple([getattr(self, field.name) for field in fields(self)])
+
+    def __repr__(self) -> str:
+        return f"<jaxconvt.Tuning of {len(self.picks)} calls on {self.device_kind}>"
+
+    def __str__(self) -> str:
+        head = (
+            f"{len(self.picks)} calls measured on {self.device_kind} ({self.backend}), "
+            f"JAX {self.jax}, jaxlib {self.jaxlib}\n"
+            f"{'jax.lax, ms':>11}{'tuned, ms':>11}{'faster':>9}"
+        )
+        return "\n".join([head, *map(str, self.picks)])
+
+    def __or__(self, other: "Tuning") -> "Tuning":
+        if not isinstance(other, Tuning):
+            return NotImplemented
+        for name, (mine, theirs) in _measured_on(self, other):
+            if mine != theirs:
+                raise ValueError(
+                    f"tunings to be merged must be of one {name}, got {mine!r} and {theirs!r}; "
+                    f"keep one file for each."
+                )
+        return Tuning(
+            self.backend, self.device_kind, self.jax, self.jaxlib, self.picks + other.picks
+        )
+
+    def choice(
+        self, case: Case, both_gradients: bool, platform: str, device_kind: str
+    ) -> Choice | None:
+        """What was found for a face, or None; warns, once, if that was elsewhere."""
+        if platform != self.backend:
+            self._warn("backend", self.backend, platform)
+            return None
+        if device_kind and device_kind != self.device_kind:
+            self._warn("device", self.device_kind, device_kind)
+        if self.jaxlib != jaxlib_version:
+            self._warn("jaxlib", self.jaxlib, jaxlib_version)
+        gradients = {"lhs": 0, "rhs": 1}
+        pair = self._index.get(case._replace(what="gradients"))
+        if both_gradients and case.what in gradients and pair:
+            return pair.choices[gradients[case.what]]
+        pick = self._index.get(case)
+        return pick.choices[0] if pick else None
+
+    def _warn(self, what: str, measured: str, used: str) -> None:
+        about = self.backend, self.device_kind, self.jaxlib, what, used
+        if about in _warned:
+            return
+        _warned.add(about)
+        then = "its picks are not used there" if what == "backend" else "its picks may be slow here"
+        warnings.warn(
+            f"this jaxconvt.Tuning was measured on {what} {measured!r} and is used on {used!r}: "
+            f"{then}. Measure again with jaxconvt.autotune.",
+            stacklevel=2,
+        )
+
+    def dumps(self) -> str:
+        """As text: JSON of version 1, whose lines stay where they are as calls come and go.
+
+        Source: `Tuning.loads` reads it.
+        """
+        head = {
+            "jaxconvt_tuning": VERSION,
+            **{field.name: getattr(self, field.name) for field in fields(self)[:-1]},
+        }
+        lines = [f" {json.dumps(name)}: {json.dumps(value)}," for name, value in head.items()]
+        picks = ",\n".join([f"  {json.dumps(_to_json(pick))}" for pick in self.picks])
+        picks = f"\n{picks}\n " if picks else ""
+        return "\n".join(["{", *lines, f' "picks": [{picks}]', "}", ""])
+
+    @staticmethod
+    def loads(text: str) -> "Tuning":
+        """Of the text that `dumps` made.
+
+        Raises:
+          ValueError: the text is no such one, or of another version.
+        """
+        try:
+            data = json.loads(text)
+        except (TypeError, ValueError) as e:
+            raise ValueError(f"text must be what Tuning.dumps made, got no JSON: {e}") from None
+        version = data.get("jaxconvt_tuning") if isinstance(data, dict) else None
+        if version != VERSION:
+            raise ValueError(
+                f"text must be what Tuning.dumps made, of version {VERSION}, got version "
+                f"{version!r}; measure again with jaxconvt.autotune."
+            )
+        try:
+            del data["jaxconvt_tuning"]
+            picks = tuple([_from_json(pick) for pick in data.pop("picks")])
+            if not all(isinstance(value, str) for value in data.values()):
+                raise TypeError(f"names must be strings, got {data}")
+            return Tuning(**data, picks=picks)
+        except (AttributeError, KeyError, TypeError, ValueError) as e:
+            raise ValueError(
+                f"text must be what Tuning.dumps made, got something else in it: {e}"
+            ) from None
+
+
+_warned: set[tuple[str, ...]] = set()
+
+
+def _measured_on(*tunings: Tuning) -> Iterable[tuple[str, tuple[str, ...]]]:
+    names = [field.name for field in fields(Tuning)[:-1]]
+    return [(name, tuple([getattr(tuning, name) for tuning in tunings])) for name in names]
+
+
+# JSON
+
+
+def _to_json(pick: Pick) -> dict[str, Any]:
+    case = pick.case._asdict() | {"axes": [axis._asdict() for axis in pick.case.axes]}
+    return {
+        **case,
+        "choices": [choice._asdict() for choice in pick.choices],
+        "seconds": pick.seconds,
+        "default_seconds": pick.default_seconds,
+        "left_out": list(pick.left_out),
+    }
+
+
+def _from_json(data: dict[str, Any]) -> Pick:
+    data = dict(data)
+    axes = tuple([_typed(Axis, axis) for axis in data.pop("axes")])
+    choices = tuple([_typed(Choice, choice) for choice in data.pop("choices")])
+    more = {name: data.pop(name) for name in ("seconds", "default_seconds", "left_out")}
+    case = _typed(Case, {"axes": axes, **data})
+    if case.what not in TITLES:
+        raise ValueError(f"what must be one of {', '.join(TITLES)}, got {case.what!r}")
+    if len(choices) != (2 if case.what == "gradients" else 1):
+        raise ValueError(f"{len(choices)} choices for {case.what!r}")
+    for choice in choices:
+        if choice.name not in LOWERINGS:
+            raise ValueError(f"there is no lowering {choice.name!r}")
+    times = more["seconds"], more["default_seconds"]
+    if not all(type(time) in (int, float) for time in times):
+        raise TypeError(f"seconds must be numbers, got {times}")
+    left_out = tuple(more["left_out"])
+    if not all(isinstance(reason, str) for reason in left_out):
+        raise TypeError(f"left_out must hold strings, got {left_out}")
+    return Pick(case, choices, float(times[0]), float(times[1]), left_out)
+
+
+def _typed(kind: Any, data: dict[str, Any]) -> Any:
+    """A NamedTuple of these fields, each of the type that it is declared with."""
+    result = kind(**data)
+    for name, type_ in kind.__annotations__.items():
+        value = getattr(result, name)
+        if type_ in (int, str, bool, Size) and type(value) is not (int if type_ is Size else type_):
+            raise TypeError(f"{name} is {value!r}")
+    return result
+
+
+# How cases are described
+
+
+def precision_text(precision: Any, default_precision: Any) -> str:
+    """Of what decides how products are made; "" if nothing is said."""
+    if precision is None:
+        return "" if default_precision is None else str(default_precision)
+    parts = precision if isinstance(precision, tuple) else (precision,)
+    return ", ".join([str(getattr(part, "name", part)) for part in parts])
+
+
+def this_device(backend: str, device: Any) -> dict[str, str]:
+    """What a `Tuning` says of where it was measured."""
+    return {
+        "backend": backend,
+        "device_kind": device.device_kind,
+        "jax": jax.__version__,
+        "jaxlib": jaxlib_version,
+    }

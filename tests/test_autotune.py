@@ -1,0 +1,549 @@
+"""`autotune` and `Tuning`: what is found, what is picked, and what is kept of it."""
+
+import functools
+import json
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+from jax import lax
+from jaxlib.version import __version__ as jaxlib_version
+
+import jaxconvt
+from jaxconvt import _autotune, _compat, _primitive, _tuning
+from jaxconvt._call import Choice
+from jaxconvt._lowerings import LOWERINGS
+from tests import util
+
+LHS, RHS = (2, 6, 5, 4), (4, 3, 4, 3)
+X, W = util.random("tuned lhs", LHS), util.random("tuned rhs", RHS)
+DILATED, COL2IM, POLYPHASE = map(Choice, ("dilated", "col2im", "polyphase"))
+
+
+def conv(lhs, rhs, implementation="auto", **more):
+    return jaxconvt.conv_transpose(lhs, rhs, (2, 1), "SAME", implementation=implementation, **more)
+
+
+def tuned(f, *args, times=None, **kwargs):
+    """`autotune` by a clock that shows these seconds for these picks, 1 for others."""
+
+    def sample(picks, run, count):
+        return (times or {}).get(picks, 1.0)
+
+    with (
+        mock.patch.object(_autotune, "_sample", sample),
+        mock.patch.object(_autotune, "_clock", lambda: 0.0),
+    ):
+        return jaxconvt.autotune(f, *args, **kwargs)
+
+
+@functools.cache
+def value_tuning(choice=COL2IM, seconds=0.5):
+    """Of `conv`, as if one form took so long, and all others a second."""
+    return tuned(conv, X, W, times={(choice,): seconds})
+
+
+def found(f, *args):
+    """What each measured case is of: its kind and its sizes n, g, i and j."""
+    with mock.patch.object(_autotune, "_tuned", lambda case, *_: pick(case)):
+        picks = jaxconvt.autotune(f, *args).picks
+    return sorted([(p.case.what, p.case.n, p.case.g, p.case.i, p.case.j) for p in picks])
+
+
+def pick(case, choice=DILATED):
+    choices = (choice,) * (2 if case.what == "gradients" else 1)
+    return _tuning.Pick(case, choices, 1.0, 1.0)
+
+
+def loss(lhs, rhs, implementation="auto"):
+    return jnp.sum(jnp.sin(conv(lhs, rhs, implementation)))
+
+
+def custom(lhs, rhs):
+    f = jax.custom_vjp(lambda lhs, rhs: conv(lhs, rhs))
+    f.defvjp(lambda lhs, rhs: (conv(lhs, rhs), None), lambda _, ct: (ct, ct))
+    return f(lhs, rhs)
+
+
+def scanned(lhs, rhs):
+    return lax.scan(lambda carry, x: (carry, conv(x, rhs)), 0, lhs[None])[1]
+
+
+def looped(lhs, rhs):
+    start = jnp.zeros((2, 12, 5, 3))
+    return lax.while_loop(lambda y: y[0, 0, 0, 0] < 0, lambda y: y + conv(lhs, rhs), start)
+
+
+def chosen(lhs, rhs):
+    return lax.cond(lhs[0, 0, 0, 0] > 0, conv, lambda lhs, rhs: 2 * conv(lhs, rhs), lhs, rhs)
+
+
+def divided(lhs, rhs):
+    from jax.sharding import PartitionSpec as P
+
+    shard_map = getattr(jax, "shard_map", None)
+    if shard_map is None:
+        from jax.experimental.shard_map import shard_map
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    inside = shard_map(conv, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"))
+    return inside(lhs, rhs)
+
+
+VALUE = ("out", 2, 1, 4, 3)
+GRADIENTS = ("gradients", 2, 1, 4, 3)
+
+
+class FoundTest(parameterized.TestCase):
+    @parameterized.named_parameters(
+        ("plain", conv, [VALUE]),
+        ("jit", jax.jit(conv), [VALUE]),
+        ("scan", scanned, [VALUE]),
+        ("while", looped, [VALUE]),
+        ("cond", chosen, [VALUE]),
+        ("remat", jax.checkpoint(conv), [VALUE]),
+        ("custom rule", custom, [VALUE]),
+        ("shard_map", divided, [VALUE]),
+        ("gradient", jax.grad(loss), [("lhs", 2, 1, 4, 3), VALUE]),
+        ("kernel gradient", jax.grad(loss, 1), [VALUE, ("rhs", 2, 1, 4, 3)]),
+        ("step", jax.jit(jax.value_and_grad(loss, (0, 1))), [GRADIENTS, VALUE]),
+        (
+            "remat of a step",
+            jax.grad(lambda x, w: jax.checkpoint(loss)(x, w), (0, 1)),
+            [GRADIENTS, VALUE],
+        ),
+        ("twice", lambda x, w: conv(x, w) + conv(2 * x, w), [VALUE]),
+        ("another size", lambda x, w: (conv(x, w), conv(x[:1], w)), [("out", 1, 1, 4, 3), VALUE]),
+        ("vmap over lhs", jax.vmap(conv, (0, None)), [("out", 6, 1, 4, 3)]),
+        ("vmap over both", jax.vmap(conv), [("out", 2, 3, 4, 3)]),
+        # The gradients of each example: one has three times the batch, one the groups.
+        (
+            "vmap of gradients",
+            jax.vmap(jax.grad(loss, (0, 1)), (0, None)),
+            [("lhs", 6, 1, 4, 3), ("out", 6, 1, 4, 3), ("rhs", 2, 3, 4, 3)],
+        ),
+    )
+    def test_at_any_depth(self, f, expected):
+        over_lhs = expected[0][1] == 6
+        both = expected[0][2] == 3
+        lhs = np.stack([X] * 3) if over_lhs or both else X
+        self.assertEqual(found(f, lhs, np.stack([W] * 3) if both else W), expected)
+
+    def test_arguments(self):
+        structs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (X, W)]
+
+        @functools.partial(jax.jit, static_argnames="name")
+        def by_name(operands, name):
+            return conv(*operands, name)
+
+        class Model:
+            def __call__(self, operands, also):
+                assert also == "not an array"
+                return "nor is this", conv(operands["x"], **operands["more"])
+
+        self.assertEqual(found(conv, *structs), [VALUE])
+        self.assertEqual(found(functools.partial(by_name, name="auto"), structs), [VALUE])
+        self.assertEqual(found(jax.jit(conv, static_argnums=2), *structs, "auto"), [VALUE])
+        operands = {"x": structs[0], "more": {"rhs": structs[1]}}
+        self.assertEqual(found(Model(), operands, "not an array"), [VALUE])
+
+    def test_other_numerics_are_other_cases(self):
+        def f(lhs, rhs):
+            return [
+                conv(lhs, rhs),
+                conv(lhs, rhs, precision="highest"),
+                conv(*[x.astype(jnp.bfloat16) for x in (lhs, rhs)]),
+                conv(
+                    *[x.astype(jnp.bfloat16) for x in (lhs, rhs)],
+                    preferred_element_type=jnp.float32,
+                ),
+                conv(lhs.astype(jnp.complex64), rhs.astype(jnp.complex64)),
+                conv(lhs, jnp.flip(jnp.swapaxes(rhs, 2, 3), (0, 1)), transpose_kernel=True),
+            ]
+
+        self.assertLen(found(f, X, W), 6)
+
+    def test_what_is_not_asked_for(self):
+        def f(lhs, rhs):
+            return conv(lhs, rhs, "col2im") + conv(lhs, rhs, "dilated")
+
+        with self.assertRaisesRegex(ValueError, r"jaxconvt.install\(\)"):
+            jaxconvt.autotune(f, X, W)
+
+    def test_inside_a_trace(self):
+        with self.assertRaisesRegex(TypeError, "outside of jax.jit"):
+            jax.jit(lambda x, w: jaxconvt.autotune(conv, x, w))(X, W)
+
+    def test_installed(self):
+        def f(lhs, rhs):
+            return lax.conv_transpose(lhs, rhs, (2, 1), "SAME")
+
+        with jaxconvt.installed():
+            tuning = tuned(f, X, W, times={(COL2IM,): 0.5})
+        with jaxconvt.installed(tuning):
+            self.assertIn("conv_transpose/col2im", program(f))
+        self.assertNotIn("col2im", program(f))
+
+    def test_a_tuning_is_tuned_again(self):
+        tuning = value_tuning()
+        again = tuned(functools.partial(conv, implementation=tuning), X, W)
+        self.assertEqual(again.picks[0].choices, (DILATED,))
+
+
+def program(f, lhs=X, rhs=W):
+    """With the names of what it was made of."""
+    compiled = jax.jit(lambda lhs, rhs: f(lhs, rhs)).lower(lhs, rhs).compile()
+    return compiled.as_text()
+
+
+class PickedTest(parameterized.TestCase):
+    def test_the_fastest(self):
+        tuning = tuned(conv, X, W, times={(COL2IM,): 0.5, (POLYPHASE,): 0.4})
+        (measured,) = tuning.picks
+        self.assertEqual(measured.choices, (POLYPHASE,))
+        self.assertEqual((measured.seconds, measured.default_seconds), (0.4, 1.0))
+        self.assertEmpty(measured.left_out)
+        self.assertIn("2.50x", str(tuning))
+        self.assertIn(f"lhs {LHS}, rhs {RHS}, strides (2, 1)", str(tuning))
+
+    @parameterized.parameters((1.0, DILATED), (0.98, DILATED), (0.96, COL2IM))
+    def test_the_default_wins_ties(self, seconds, expected):
+        (measured,) = tuned(conv, X, W, times={(COL2IM,): seconds}).picks
+        self.assertEqual(measured.choices, (expected,))
+
+    def test_gradients_together(self):
+        # Alone both are slow by these; together, as they share work, they are fastest.
+        times = {(POLYPHASE,): 0.9, (COL2IM, COL2IM): 0.3, (POLYPHASE, COL2IM): 0.35}
+        tuning = tuned(jax.grad(loss, (0, 1)), X, W, times=times)
+        by_what = {p.case.what: p for p in tuning.picks}
+        self.assertEqual(by_what["gradients"].choices, (COL2IM, COL2IM))
+        self.assertEqual(by_what["out"].choices, (POLYPHASE,))
+
+    def test_what_is_slow_is_called_once(self):
+        calls = {}
+
+        def sample(picks, run, count):
+            calls[picks] = calls.get(picks, 0) + 1
+            return 9.0 if picks == (COL2IM,) else 1.0
+
+        with (
+            mock.patch.object(_autotune, "_sample", sample),
+            mock.patch.object(_autotune, "_clock", lambda: 0.0),
+        ):
+            jaxconvt.autotune(conv, X, W)
+        self.assertEqual(calls.pop((COL2IM,)), 1)
+        self.assertEqual(set(calls.values()), {1 + _autotune.ROUNDS[1]})
+
+    def test_in_changing_order(self):
+        order = []
+
+        def sample(picks, run, count):
+            order.append(picks)
+            return 1.0
+
+        with (
+            mock.patch.object(_autotune, "_sample", sample),
+            mock.patch.object(_autotune, "_clock", lambda: 0.0),
+        ):
+            jaxconvt.autotune(conv, X, W)
+        count = len(set(order))
+        rounds = {tuple(order[at : at + count]) for at in range(count, len(order), count)}
+        self.assertGreater(len(rounds), 5)
+
+    def test_within_its_seconds(self):
+        now = [0.0]
+        tried = set()
+
+        def clock():
+            now[0] += 1.0
+            return now[0]
+
+        def sample(picks, run, count):
+            tried.add(picks)
+            return 1.0
+
+        with (
+            mock.patch.object(_autotune, "_sample", sample),
+            mock.patch.object(_autotune, "_clock", clock),
+        ):
+            jaxconvt.autotune(conv, X, W, seconds=0.5)
+        self.assertLen(tried, 2)  # the default, and what auto would pick
+
+    @parameterized.named_parameters(
+        ("wrong", lambda out: out + 1, "largest difference"),
+        ("NaN", lambda out: out * jnp.nan, "largest difference"),
+        ("raises", lambda out: out.no_such_attribute, "AttributeError"),
+    )
+    def test_a_bad_candidate_is_left_out(self, spoil, reason):
+        lowering = type(LOWERINGS["polyphase"])
+        original = lowering.value
+        spoiled = lambda *args, **kwargs: spoil(original(*args, **kwargs))  # noqa: E731
+        with mock.patch.object(lowering, "value", spoiled):
+            tuning = tuned(conv, X, W, times={(POLYPHASE,): 0.1, (COL2IM,): 0.5})
+        (measured,) = tuning.picks
+        self.assertEqual(measured.choices, (COL2IM,))
+        (left_out,) = measured.left_out
+        self.assertRegex(left_out, f"value: polyphase: .*{reason}")
+        self.assertIn(left_out, str(tuning))
+        self.assertEqual(jaxconvt.Tuning.loads(tuning.dumps()), tuning)
+
+    def test_nothing_runs(self):
+        with mock.patch.object(_autotune, "_differences", lambda *_: "all wrong"):
+            self.assertEmpty(tuned(conv, X, W).picks)
+
+    @parameterized.parameters(*[(dtype, False) for dtype in util.KINDS], ("float32", True))
+    def test_by_the_clock(self, dtype, channels_first):
+        """Nothing fake: every candidate is right, and the tuned step is the default's."""
+        more = {}
+        with util.for_dtype(dtype):
+            lhs, rhs = (util.random("clock", shape, dtype) for shape in (LHS, RHS))
+            if channels_first:
+                lhs, rhs = np.moveaxis(lhs, 3, 1), np.transpose(rhs, (2, 3, 0, 1))
+                more["dimension_numbers"] = ("NCHW", "IOHW", "NCHW")
+            inexact = jnp.issubdtype(dtype, jnp.inexact)
+
+            def step(lhs, rhs, implementation="auto"):
+                f = functools.partial(conv, implementation=implementation, **more)
+                if not inexact:
+                    return (f(lhs, rhs),)
+                out, transpose = jax.vjp(f, lhs, rhs)
+                return out, *transpose(util.cotangent(out.shape, out.dtype))
+
+            tuning = jaxconvt.autotune(step, lhs, rhs, seconds=0.2)
+            self.assertEqual([p.left_out for p in tuning.picks], [()] * len(tuning.picks))
+            self.assertLen(tuning.picks, 1 + inexact)
+            got = jax.jit(functools.partial(step, implementation=tuning))(lhs, rhs)
+            want = step(lhs, rhs, "dilated")
+            self.assertEqual(_autotune._differences(got, want, tuning.picks[0].case), "")
+
+
+class UsedTest(parameterized.TestCase):
+    @parameterized.product(name=("dilated", "strided", "col2im", "polyphase"), eager=(False, True))
+    def test_as_measured(self, name, eager):
+        tuning = value_tuning(Choice(name))
+        f = functools.partial(conv, implementation=tuning)
+        self.assertIn(f"conv_transpose/{name}", program(f))
+        got = f(X, W) if eager else jax.jit(f)(X, W)
+        np.testing.assert_allclose(got, conv(X, W, "dilated"), atol=1e-5)
+
+    def test_gradients(self):
+        times = {(COL2IM,): 0.5, (POLYPHASE, COL2IM): 0.1}
+        tuning = tuned(jax.grad(loss, (0, 1)), X, W, times=times)
+        both = jax.grad(functools.partial(loss, implementation=tuning), (0, 1))
+        text = program(both)
+        self.assertIn("conv_transpose/polyphase", text)
+        for got, want in zip(both(X, W), jax.grad(loss, (0, 1))(X, W), strict=True):
+            np.testing.assert_allclose(got, want, atol=1e-4)
+        # One alone was not measured: it is auto's.
+        ct = util.cotangent((2, 12, 5, 3), np.float32)
+        texts = []
+        for implementation in (tuning, "auto"):
+            f = functools.partial(conv, implementation=implementation)
+            alone = lambda x, f=f: jax.linear_transpose(lambda x: f(x, W), X)(x)  # noqa: E731
+            texts.append(jax.jit(alone).lower(ct).as_text())
+        self.assertEqual(*texts)
+
+    def test_what_was_not_measured_is_auto(self):
+        tuning = value_tuning()
+        f = functools.partial(conv, implementation=tuning)
+        self.assertEqual(instructions(f, X[:1]), instructions(conv, X[:1]))
+        self.assertNotEqual(instructions(f, X), instructions(conv, X))
+
+    def test_symbolic_sizes(self):
+        tuning = value_tuning()
+        (n,) = jax.export.symbolic_shape("n") if hasattr(jax, "export") else (None,)
+        struct = jax.ShapeDtypeStruct((n, *LHS[1:]), "float32")
+        f = jax.jit(functools.partial(conv, implementation=tuning))
+        exported = jax.export.export(f)(struct, W)
+        np.testing.assert_allclose(exported.call(X, W), conv(X, W), atol=1e-5)
+
+    def test_what_a_program_for_several_devices_cannot_have(self):
+        (measured,) = value_tuning(POLYPHASE).picks
+        tuning = jaxconvt.Tuning("cpu", "cpu", jax.__version__, jaxlib_version, (measured,))
+        for single in (True, False):
+            call = _autotune._call("out", measured.case, "cpu")._replace(single_device=single)
+            got = _primitive._choice(tuning, call, measured.case, False)
+            self.assertEqual(got == POLYPHASE, single)
+            if not single:
+                self.assertEqual(got, _primitive._choice("auto", call, measured.case, False))
+
+    def test_elsewhere(self):
+        base = value_tuning()
+        fields = dict(
+            backend=base.backend, device_kind=base.device_kind, jax=base.jax, jaxlib=base.jaxlib
+        )
+        self.enterContext(mock.patch.object(_tuning, "_warned", set()))
+        for what, value in (("backend", "tpu"), ("jaxlib", "0.0.1")):
+            with self.subTest(what):
+                other = jaxconvt.Tuning(**fields | {what: value}, picks=base.picks)
+                f = functools.partial(conv, implementation=other)
+                with warnings.catch_warnings(record=True) as caught:
+                    warnings.simplefilter("always")
+                    text = program(f)
+                    program(f)
+                (warning,) = [w for w in caught if "Tuning" in str(w.message)]
+                self.assertIn(f"measured on {what} {value!r}", str(warning.message))
+                self.assertEqual("col2im" in text, what != "backend")
+        with self.assertWarnsRegex(UserWarning, "on device 'cpu' and is used on 'NVIDIA H100'"):
+            base.choice(base.picks[0].case, False, "cpu", "NVIDIA H100")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            program(functools.partial(conv, implementation=base))
+
+    def test_explained(self):
+        tuning = value_tuning(POLYPHASE)
+        # `explain` says what "auto" does, whatever the implementation.
+        self.assertEqual(
+            jaxconvt.explain(X, W, (2, 1), "SAME", implementation=tuning),
+            jaxconvt.explain(X, W, (2, 1), "SAME"),
+        )
+
+
+def instructions(f, lhs=X):
+    return jax.jit(f).lower(lhs, W).as_text()
+
+
+class KeptTest(parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.tuning = tuned(jax.grad(loss, (0, 1)), X, W, times={(COL2IM,): 0.5})
+
+    def test_equal_by_content(self):
+        again = jaxconvt.Tuning.loads(self.tuning.dumps())
+        self.assertEqual(again, self.tuning)
+        self.assertEqual(hash(again), hash(self.tuning))
+        self.assertNotEqual(value_tuning(), self.tuning)
+        # One trace for equal ones.
+        traced = []
+
+        @functools.partial(jax.jit, static_argnums=2)
+        def f(lhs, rhs, implementation):
+            traced.append(implementation)
+            return conv(lhs, rhs, implementation)
+
+        f(X, W, again)
+        f(X, W, self.tuning)
+        self.assertLen(traced, 1)
+
+    def test_immutable(self):
+        with self.assertRaises(AttributeError):
+            self.tuning.picks = ()
+
+    def test_text(self):
+        text = self.tuning.dumps()
+        self.assertEqual(jaxconvt.Tuning.loads(text), self.tuning)
+        self.assertEqual(jaxconvt.Tuning.loads(text).dumps(), text)
+        # A line a call, in an order that does not depend on the program's.
+        more = tuned(lambda x, w: (conv(x[:1], w), conv(x, w)), X, W)
+        lines = (self.tuning | more).dumps().splitlines()
+        self.assertLen([line for line in lines if '"what"' in line], 3)
+        self.assertEqual((more | self.tuning).dumps().splitlines()[:7], lines[:7])
+
+    def test_pickled_for_another_process(self):
+        code = (
+            "import pickle, sys, jaxconvt\n"
+            "tuning = pickle.load(sys.stdin.buffer)\n"
+            "assert {tuning: 1}[jaxconvt.Tuning.loads(tuning.dumps())] == 1\n"
+        )
+        hash(self.tuning)  # which strings salt anew in each process
+        subprocess.run(
+            [sys.executable, "-c", code], input=pickle.dumps(self.tuning), check=True,
+            env=os.environ | {"PYTHONHASHSEED": "7"},
+        )  # fmt: skip
+
+    def test_merged(self):
+        one = tuned(lambda x, w: (conv(x[:1], w), conv(x, w)), X, W)
+        both = one | self.tuning
+        whats = sorted([(p.case.what, p.case.n) for p in both.picks])
+        self.assertEqual(whats, [("gradients", 2), ("out", 1), ("out", 2)])
+        (value,) = [p for p in both.picks if (p.case.what, p.case.n) == ("out", 2)]
+        self.assertEqual(value.choices, (COL2IM,))  # the right one's
+        with self.assertRaisesRegex(ValueError, "of one device_kind, got 'cpu' and 'H100'"):
+            one | jaxconvt.Tuning("cpu", "H100", one.jax, one.jaxlib)
+        with self.assertRaises(TypeError):
+            one | {}
+
+    @parameterized.named_parameters(
+        ("nothing", lambda data: None, "version None"),
+        ("newer", lambda data: data | {"jaxconvt_tuning": 2}, "version 2; measure again"),
+        ("unknown field", lambda data: data | {"color": "red"}, "color"),
+        ("no picks", lambda data: {k: v for k, v in data.items() if k != "picks"}, "picks"),
+        ("name", lambda data: data | {"backend": 3}, "names must be strings"),
+        ("lowering", lambda data: changed(data, choices=[{"name": "magic"}]), "'magic'"),
+        ("count", lambda data: changed(data, choices=[{"name": "col2im"}] * 2), "2 choices"),
+        ("what", lambda data: changed(data, what="all"), "what must be one of"),
+        ("size", lambda data: changed(data, n="2"), "n is '2'"),
+        ("flag", lambda data: changed(data, flipped=0), "flipped is 0"),
+        ("axis", lambda data: changed(data, axes=[{"size": 1}]), "taps"),
+        ("time", lambda data: changed(data, seconds="fast"), "seconds must be numbers"),
+        ("reason", lambda data: changed(data, left_out=[1]), "left_out must hold strings"),
+        ("field of a call", lambda data: changed(data, weight=1), "weight"),
+    )
+    def test_refused(self, change, message):
+        data = change(json.loads(self.tuning.dumps()))
+        with self.assertRaisesRegex(ValueError, f"(?s)Tuning.dumps.*{message}"):
+            jaxconvt.Tuning.loads(json.dumps(data))
+
+    @parameterized.parameters("", "no JSON", None)
+    def test_no_json(self, text):
+        with self.assertRaisesRegex(ValueError, "got no JSON"):
+            jaxconvt.Tuning.loads(text)
+
+    def test_shown(self):
+        self.assertEqual(repr(self.tuning), "<jaxconvt.Tuning of 2 calls on cpu>")
+
+
+def changed(data, **fields):
+    """With the first call's fields replaced."""
+    first, *rest = data["picks"]
+    return data | {"picks": [first | fields, *rest]}
+
+
+class DeviceTest(absltest.TestCase):
+    def test_another_device(self):
+        where = []
+        original = jax.device_put
+
+        def put(x, device):
+            where.append(device)
+            return original(x, device)
+
+        device = jax.devices()[-1]
+        with mock.patch.object(jax, "device_put", put):
+            tuned(conv, X, W, device=device)
+        self.assertEqual(set(where), {device})
+
+    def test_of_the_configuration(self):
+        for default in ("cpu", jax.devices()[0], None):
+            with jax.default_device(default):
+                self.assertEqual(_autotune._default_device().platform, "cpu")
+
+    def test_platforms(self):
+        def platform(name, version):
+            device = mock.Mock(platform=name)
+            device.client.platform_version = version
+            return _compat.platform_of_device(device)
+
+        self.assertEqual(platform("gpu", "cuda 12080"), "cuda")
+        self.assertEqual(platform("gpu", "ROCm 6.2"), "rocm")
+        self.assertEqual(platform("tpu", ""), "tpu")
+
+    def test_progress(self):
+        with (
+            mock.patch.object(sys.stderr, "isatty", lambda: True, create=True),
+            mock.patch.object(sys.stderr, "write") as write,
+        ):
+            tuned(conv, X, W)
+        written = "".join([call.args[0] for call in write.mock_calls if call.args])
+        self.assertIn("1 of 1: value of lhs", written)
+
+
+if __name__ == "__main__":
+    absltest.main()
