@@ -51,8 +51,9 @@ class Tpu(Cost):
         tiles = _tiled(call.i, stuffed) * _tiled(call.j, few) / (call.i * call.j)
         cycles = (call.stuffed_flops if zeros else call.flops) * MULTIPLIED * tiles
         if call.g > 1:  # channels of groups share tiles, and only the window is in the way
-            slow = made.form == "kernel gradient" and len(call.axes) > 1
-            cycles = call.bytes / (12 if slow else 30)
+            cycles = call.bytes / 30
+            if made.form == "kernel gradient":
+                cycles *= 0.3 if len(call.axes) == 1 else 2.5
         elif call.face == "rhs":
             cycles *= 0.1
             if made.form == "filter gradient":  # its transposes are large

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from jaxconvt._call import Call, Choice, Convolution, Work, packed
@@ -15,6 +16,7 @@ from jaxconvt._views import Numerics, back, pad
 class Dilated(Lowering):
     name = "dilated"
     convolves = True
+    grouped = True  # as jax.lax has it, so that the transposes are jax.lax's, too
 
     def forms(self, call: Call) -> Sequence[Choice]:
         return [Choice(self.name)] if call.convolvable else []
@@ -37,20 +39,24 @@ class Dilated(Lowering):
         axes = call.axes
         rhs = lax.rev(rhs, range(len(axes))) if call.flipped else rhs
         pads, dilation = [(a.lo, a.hi) for a in axes], [a.dilation for a in axes]
-        return convolve(lhs, rhs, pads, how, [a.stride for a in axes], dilation)
+        lhs = lhs.reshape(*lhs.shape[:-2], call.g * lhs.shape[-1])
+        rhs = jnp.swapaxes(rhs, -3, -2)  # groups are among the output's channels
+        rhs = rhs.reshape(*rhs.shape[:-2], call.g * rhs.shape[-1])
+        out = convolve(lhs, rhs, pads, how, [a.stride for a in axes], dilation, call.g)
+        return out.reshape(*out.shape[:-1], call.g, out.shape[-1] // call.g)
 
     def grad_lhs(
         self, ct: jax.Array, rhs: jax.Array, call: Call, choice: Choice, how: Numerics
     ) -> jax.Array:
         ct, rhs = (x.astype(how.preferred_element_type) for x in (ct, rhs))
-        shape = (ct.shape[0], *[a.size for a in call.axes], rhs.shape[-2])
+        shape = (ct.shape[0], *[a.size for a in call.axes], *rhs.shape[-3:-1])
         return back(lambda lhs: self.value(lhs, rhs, call, choice, how), shape, ct)
 
     def grad_rhs(
         self, lhs: jax.Array, ct: jax.Array, call: Call, choice: Choice, how: Numerics
     ) -> jax.Array:
         lhs, ct = (x.astype(how.preferred_element_type) for x in (lhs, ct))
-        shape = (*[a.taps for a in call.axes], lhs.shape[-1], ct.shape[-1])
+        shape = (*[a.taps for a in call.axes], *lhs.shape[-2:], ct.shape[-1])
         return back(lambda rhs: self.value(lhs, rhs, call, choice, how), shape, ct)
 
 
@@ -61,8 +67,9 @@ def convolve(
     how: Numerics,
     lhs_dilation: Sequence[int],
     rhs_dilation: Sequence[int],
+    groups: int = 1,
 ) -> jax.Array:
-    """[n, a.., i], [b.., i, j] -> [n, p.., j], a convolution of stride 1, channels last.
+    """[n, a.., g i], [b.., i, g j] -> [n, p.., g j], a convolution of stride 1, channels last.
 
     XLA's CPU backend (of jaxlib 0.10 and 0.12 at least) reads beyond its arrays where a lhs
     that is not dilated is cropped at the low end and padded at the high one, here or in the
@@ -88,6 +95,7 @@ def convolve(
         lhs_dilation,
         rhs_dilation,
         lax.ConvDimensionNumbers(channels_last, (n + 1, n, *range(n)), channels_last),
+        groups,
         **how._asdict(),
     )
     for at, zeros in enumerate(left_out):
