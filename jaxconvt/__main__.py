@@ -24,7 +24,6 @@ import jaxconvt
 from jaxconvt._layers import BY_NAME, LAYERS, Layer
 from jaxconvt._measure import (
     REFERENCE,
-    SLOW,
     TOLERANCES,
     Seconds,
     difference,
@@ -36,9 +35,8 @@ from jaxconvt._measure import (
     tolerance,
 )
 
-IMPLEMENTATIONS = ("dilated", "auto")
-EXACT = ("dilated",)  # equals the reference to the bit; the others, within the tolerance
-APPROXIMATE = tuple(name for name in IMPLEMENTATIONS if name not in EXACT)
+EXACT = "dilated"  # equals the reference to the bit; the others, within the tolerance
+AUTO, TUNED = "auto", "autotune"  # the second only where it is asked for
 MODES = ("forward", "step")
 RESULTS = ("value", "value of step", "lhs gradient", "rhs gradient")
 
@@ -48,41 +46,48 @@ DTYPES = tuple(TOLERANCES)
 SHORT = {"dilated": "d", "strided": "s", "depthwise": "w", "col2im": "c", "polyphase": "p"}
 
 
-def measure(layer: Layer, dtype: str) -> dict[str, Any]:
+def measure(layer: Layer, dtype: str, tune: bool = False) -> dict[str, Any]:
     """One row of the report: seconds by mode and implementation, and what differs."""
     call = layer.call(dtype)
+    f = partial(jaxconvt.conv_transpose, **call.kwargs)
     functions = {REFERENCE: reference(layer)}
-    for name in IMPLEMENTATIONS:
-        functions[name] = partial(jaxconvt.conv_transpose, implementation=name, **call.kwargs)
+    functions |= {name: partial(f, implementation=name) for name in (EXACT, AUTO)}
     out = jax.eval_shape(functions[REFERENCE], call.lhs, call.rhs)
+    if tune:
+        auto = functions[AUTO]
+        tuning = jaxconvt.autotune(step(auto), call.lhs, call.rhs, out)
+        functions[TUNED] = partial(f, implementation=tuning)
     rng = np.random.default_rng(0)
     lhs, rhs, cotangent = (
         jnp.asarray(rng.standard_normal(a.shape, np.float32), a.dtype)
         for a in (call.lhs, call.rhs, out)
     )
     steps = {name: step(f) for name, f in functions.items()}
-    values, forward_seconds = interleaved(functions, lhs, rhs)
-    gradients, step_seconds = interleaved(steps, lhs, rhs, cotangent)
+    values, forward_seconds, _ = interleaved(functions, lhs, rhs)
+    gradients, step_seconds, compiling = interleaved(steps, lhs, rhs, cotangent)
     seconds = {"forward": forward_seconds, "step": step_seconds}
 
     differs: dict[str, list[str]] = {}
     differences: dict[str, dict[str, float]] = {}
     expected = (values[REFERENCE], *gradients[REFERENCE])
-    for name in IMPLEMENTATIONS:
+    approximate = [name for name in functions if name not in (REFERENCE, EXACT)]
+    for name in (EXACT, *approximate):
         pairs = list(zip(RESULTS, (values[name], *gradients[name]), expected, strict=True))
-        if name in EXACT:
+        if name == EXACT:
             differs[name] = [what for what, a, b in pairs if not same(a, b)]
         else:
             differences[name] = {what: difference(a, b) for what, a, b in pairs}
             most = tolerance(dtype)
             differs[name] = [what for what, d in differences[name].items() if d > most]
+    compiled = compiling.get(AUTO, compiling[REFERENCE])  # not again, if it is the same
     return {
         "layer": layer.name,
         "lhs": call.lhs.shape,
         "rhs": call.rhs.shape,
         "seconds": seconds,
+        "compiling": compiled / compiling[REFERENCE],
         "speedup": {
-            name: {mode: speedup(seconds[mode], name) for mode in MODES} for name in APPROXIMATE
+            name: {mode: speedup(seconds[mode], name) for mode in MODES} for name in approximate
         },
         "differs": differs,
         "difference": differences,
@@ -102,54 +107,43 @@ def speedup(seconds: Seconds, name: str) -> float:
 _NAME_WIDTH = max(len(name) for name in BY_NAME)
 
 
-def header(dtype: str) -> str:
+def header(dtype: str, tune: bool = False) -> str:
     letters = ", ".join(f"{letter} {name}" for name, letter in SHORT.items())
+    tuned = "tuned     by how much what autotune measured to be fastest is\n" if tune else ""
     text = f"""\
-differs   dilated, to the bit; auto's largest difference from jax.lax, of the largest magnitude
-          in the array (up to {tolerance(dtype):.0e} counts as equal)
+faster    by how much auto is faster than jax.lax; 1.0x where it is the same program
+{tuned}compile   the time to compile auto's step, over that to compile jax.lax's
+differs   auto's largest difference from jax.lax, of the largest magnitude in the array
+          (up to {tolerance(dtype):.0e} counts as equal)
 picks     auto's, for value, lhs gradient and rhs gradient:
           {letters};
           + for each axis that is gathered first, /4 in 4 chunks of the batch
-=         the same program as jax.lax's
 
 """
-    columns = f"{REFERENCE:>10}"
-    for name in IMPLEMENTATIONS:
-        columns += f"{name:>9}" + (f"{'faster':>8}" if name in APPROXIMATE else "")
-    top = "".join(f"  {mode + ', ms':>{len(columns)}}" for mode in MODES)
-    verdicts = "".join(f"{name:>9}" for name in IMPLEMENTATIONS)
-    top += f"{'differs':>{len(verdicts)}}"
-    return (
-        f"{text}{'':{_NAME_WIDTH}}{top}\n{'layer':{_NAME_WIDTH}}{('  ' + columns) * len(MODES)}"
-        f"{verdicts}  picks"
-    )
-
-
-def milliseconds(seconds: float | None) -> str:
-    return "=" if seconds is None else f"{seconds * 1e3:.2f}"
+    columns = f"{REFERENCE:>9}{AUTO:>9}{'faster':>8}" + (f"{'tuned':>7}" if tune else "")
+    top = "".join(f"{mode + ', ms':>{len(columns)}}" for mode in MODES)
+    last = f"{'compile':>9}{'differs':>9}  picks"
+    return f"{text}{'':{_NAME_WIDTH}}{top}\n{'layer':{_NAME_WIDTH}}{columns * len(MODES)}{last}"
 
 
 def line(row: dict[str, Any]) -> str:
-    if "error" in row:
-        return f"{row['layer']:{_NAME_WIDTH}}  failed: {row['error']}"
     text = f"{row['layer']:{_NAME_WIDTH}}"
+    if "error" in row:
+        return f"{text}  failed: {row['error']}"
     for mode in MODES:
         seconds = row["seconds"][mode]
-        text += f"  {milliseconds(seconds[REFERENCE]):>10}"
-        for name in IMPLEMENTATIONS:
-            text += f"{milliseconds(seconds[name]):>9}"
-            if name in APPROXIMATE:
-                text += f"{row['speedup'][name][mode]:>7.1f}x"
-    for name in IMPLEMENTATIONS:
-        verdict = "DIFFERS" if row["differs"][name] else "no"
-        if name in APPROXIMATE:
-            verdict = f"{max(row['difference'][name].values()):.0e}"
-        text += f"{verdict:>9}"
+        for name in (REFERENCE, AUTO):
+            shown = seconds[REFERENCE] if seconds[name] is None else seconds[name]
+            text += f"{shown * 1e3:>9.2f}"
+        text += f"{row['speedup'][AUTO][mode]:>7.1f}x"
+        if TUNED in row["speedup"]:
+            text += f"{row['speedup'][TUNED][mode]:>6.1f}x"
+    text += f"{row['compiling']:>8.1f}x{max(row['difference'][AUTO].values()):>9.0e}"
     text += "  " + " ".join(short(**choice) for choice in row["choices"].values())
     verdicts = (
         f"{name} DIFFERS in {', '.join(what)}" for name, what in row["differs"].items() if what
     )
-    return "  ".join((text, *verdicts))
+    return "\n  ".join((text, *verdicts))
 
 
 def short(name: str, gathered: int, chunks: int) -> str:
@@ -168,20 +162,21 @@ def geometric_means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float
             mode: math.exp(statistics.fmean(math.log(row["speedup"][name][mode]) for row in rows))
             for mode in MODES
         }
-        for name in APPROXIMATE
+        for name in rows[0]["speedup"]
     }
 
 
 def summary(rows: Sequence[dict[str, Any]], dtype: str, seconds: float) -> str:
     agreeing = sum(map(agrees, rows))
+    measured = [row for row in rows if "error" not in row]
+    approximate = list(measured[0]["speedup"]) if measured else [AUTO]
     text = (
-        f"{agreeing} of {len(rows)} layers equal jax.lax, value and both gradients: "
-        f"{', '.join(EXACT)} to the bit, {', '.join(APPROXIMATE)} to {tolerance(dtype):.0e}.\n"
+        f"{agreeing} of {len(rows)} layers equal jax.lax, value and both gradients:\n"
+        f"{EXACT} (the default) to the bit, {', '.join(approximate)} to {tolerance(dtype):.0e}.\n"
     )
-    if measured := [row for row in rows if "error" not in row]:
-        for name, means in geometric_means(measured).items():
-            figures = ", ".join(f"{mode} {mean:.1f}x" for mode, mean in means.items())
-            text += f"{name} is faster than jax.lax by: {figures} (geometric mean).\n"
+    for name, means in geometric_means(measured).items() if measured else ():
+        figures = ", ".join(f"{mode} {mean:.1f}x" for mode, mean in means.items())
+        text += f"{name} is faster than jax.lax by: {figures} (geometric mean).\n"
     return f"{text}{seconds:.0f} s."
 
 
@@ -195,24 +190,23 @@ def listed(layer: Layer) -> str:
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="python -m jaxconvt",
-        description="For layers of real models, on JAX's default backend: does jaxconvt return "
-        "what jax.lax does (value and both gradients), and how much faster? The default, "
-        "dilated, is compared to the bit; auto by the largest difference, of the largest "
-        f"magnitude in the array, which may be {TOLERANCES['float32'][0]:.0e} in float32 on CPU "
-        f"({TOLERANCES['float32'][1]:.0e} elsewhere, where float32 is multiplied with fewer "
-        "bits), "
-        + ", ".join(f"{TOLERANCES[dtype][0]:.0e} in {dtype}" for dtype in DTYPES[1:])
-        + ". forward is the value, step the value and both gradients, in medians of calls made "
-        "in turn; = stands for the same program as jax.lax's, which is not timed, and if it "
-        f"takes over {SLOW} s to compile and call not run twice. The exit status is 0 if all "
-        "layers agree, otherwise 1.",
+        description="Runs layers of real models on JAX's default backend. It compares jaxconvt's "
+        "value and both gradients with those of jax.lax, and their times. The default has to be "
+        'equal to the bit, "auto" to within rounding. forward is the value; step is the value and '
+        "both gradients. Times are medians of calls made in turn. The exit status is 0 if all "
+        "layers agree, and 1 otherwise.",
     )
     add = result.add_argument
+    add("--version", action="version", version=f"jaxconvt {jaxconvt.__version__}")
     add("--list", action="store_true", help="list the layers and exit")
-    add("--layers", nargs="+", metavar="NAME", choices=BY_NAME, help="layers to run (all)")
+    add("--layers", nargs="+", metavar="NAME", choices=BY_NAME, help="run these layers only")
     add("--dtype", metavar="DTYPE", choices=DTYPES, default=DTYPES[0],
         help=f"one of {', '.join(DTYPES)} (%(default)s)")  # fmt: skip
-    add("--json", metavar="FILE", help="also write the figures, in seconds, to FILE")
+    # fmt: off
+    add("--autotune", action="store_true",
+        help="also measure which lowering is fastest, and how fast that is (3 minutes)")
+    # fmt: on
+    add("--json", metavar="FILE", help="also write the figures to FILE; times are in seconds")
     return result
 
 
@@ -236,13 +230,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(
         "jaxconvt {jaxconvt}, JAX {jax}, jaxlib {jaxlib}, Python {python}, {system}, "
         "{cores} cores\nbackend {backend}, device {device} ({devices})".format(**about)
-        + f", {arguments.dtype}\n\n{header(arguments.dtype)}",
+        + f", {arguments.dtype}\n\n{header(arguments.dtype, arguments.autotune)}",
         flush=True,
     )
     rows: list[dict[str, Any]] = []
     for layer in layers:
         try:
-            row = measure(layer, arguments.dtype)
+            row = measure(layer, arguments.dtype, arguments.autotune)
         except Exception as e:  # whatever a backend may raise: the other layers still count
             first = (str(e).splitlines() or [""])[0]
             row = {"layer": layer.name, "error": f"{type(e).__name__}: {first}"}

@@ -51,6 +51,13 @@ _BY_HAND: dict[str, dict[str, Any]] = {
         "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
         "feature_group_count": 64,
     },
+    "bilinear_fcn": {
+        "window_strides": (1, 1),
+        "padding": ((11, 11), (11, 11)),
+        "lhs_dilation": (8, 8),
+        "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
+        "feature_group_count": 21,
+    },
     "jax_31662": {
         "window_strides": (1, 1, 1),
         "padding": ((1, 2), (1, 2), (1, 2)),
@@ -91,8 +98,10 @@ def program(lowered: Any) -> str:
     return rest if name.startswith("module @") else text
 
 
-def interleaved(functions: dict[str, Fn], *args: jax.Array) -> tuple[dict[str, Any], Seconds]:
-    """What each function returns, and its median seconds, the functions called in turn.
+def interleaved(
+    functions: dict[str, Fn], *args: jax.Array
+) -> tuple[dict[str, Any], Seconds, dict[str, float]]:
+    """What each function returns, its median seconds, called in turn, and those of compiling.
 
     The reference comes first. The seconds of a function that is the same program are None;
     if that is slow, its result is the reference's.
@@ -102,6 +111,7 @@ def interleaved(functions: dict[str, Fn], *args: jax.Array) -> tuple[dict[str, A
     results: dict[str, Any] = {}
     times: dict[str, list[float]] = {}
     calls: dict[str, Fn] = {}
+    compiling: dict[str, float] = {}
 
     def call(name: str, function: Fn) -> float:
         start = time.perf_counter()
@@ -116,6 +126,7 @@ def interleaved(functions: dict[str, Fn], *args: jax.Array) -> tuple[dict[str, A
             continue
         start = time.perf_counter()
         compiled = lowered[name].compile()
+        compiling[name] = time.perf_counter() - start
         seconds = call(name, compiled)
         if name == REFERENCE:
             slow = time.perf_counter() - start > SLOW
@@ -126,10 +137,11 @@ def interleaved(functions: dict[str, Fn], *args: jax.Array) -> tuple[dict[str, A
             if sum(times[name]) < _PATIENCE:
                 times[name].append(call(name, calls[name]))
     # The first call, which warms caches, counts only where there are no others.
-    return results, {
+    medians = {
         name: statistics.median(times[name][1:] or times[name]) if name in times else None
         for name in functions
     }
+    return results, medians, compiling
 
 
 def difference(a: jax.Array, b: jax.Array) -> float:

@@ -56,7 +56,7 @@ class ReportTest(parameterized.TestCase):
         status, out = self.run_main("--layers", *SMALL, "--dtype", dtype, "--json", str(path))
         self.assertEqual(status, 0, out)
         about = (f"JAX {jax.__version__}", "jaxlib", jax.default_backend(), dtype)
-        summary = ("2 of 2 layers equal jax.lax", "dilated to the bit, auto to ")
+        summary = ("2 of 2 layers equal jax.lax", "dilated (the default) to the bit, auto to ")
         for text in (*about, *SMALL, *summary, "auto is faster than jax.lax by: forward"):
             self.assertIn(text, out)
         written = json.loads(path.read_text())
@@ -146,13 +146,29 @@ class ReportTest(parameterized.TestCase):
         self.monkeypatch.setattr(measure, "SLOW", slow)
         self.monkeypatch.setattr(measure, "_MOST_CALLS", 1)
         functions = {"jax.lax": jnp.sin, "dilated": jnp.sin, "auto": jnp.cos}
-        results, seconds = measure.interleaved(functions, jnp.arange(3.0))
+        results, seconds, compiling = measure.interleaved(functions, jnp.arange(3.0))
         self.assertEqual(results["dilated"] is results["jax.lax"], slow == 0.0)
         self.assertTrue(measure.same(results["dilated"], results["jax.lax"]))
         np.testing.assert_allclose(results["auto"], np.cos(np.arange(3.0)), rtol=1e-6)
         self.assertIsNone(seconds["dilated"])
         self.assertGreater(seconds["jax.lax"], 0)
         self.assertGreater(seconds["auto"], 0)
+        self.assertEqual("dilated" in compiling, slow > 0)
+
+    def test_autotune_is_a_column(self):
+        path = self.tmp_path / "report.json"
+        status, out = self.run_main("--layers", *SMALL, "--autotune", "--json", str(path))
+        self.assertEqual(status, 0, out)
+        self.assertIn("autotune is faster than jax.lax by: forward", out)
+        self.assertEqual(out.count("  tuned"), 2)
+        for row in json.loads(path.read_text())["rows"]:
+            self.assertEqual(list(row["speedup"]), ["auto", "autotune"])
+
+    @parameterized.parameters(False, True)
+    def test_fits_100_columns(self, tune):
+        flags = ["--autotune"] if tune else []
+        _, out = self.run_main("--layers", "dcgan_4", *flags)
+        self.assertLessEqual(max(map(len, out.splitlines())), 100 + 14 * tune)
 
     def test_difference(self):
         x = jnp.array([1.0, -4.0])
@@ -214,8 +230,8 @@ class ReportTest(parameterized.TestCase):
 
 class LayersTest(parameterized.TestCase):
     def test_table(self):
-        self.assertLen(LAYERS, 21)
-        self.assertLen(BY_NAME, 21)
+        self.assertLen(LAYERS, 22)
+        self.assertLen(BY_NAME, 22)
         for layer in LAYERS:
             self.assertIn("https://", layer.source)
 
