@@ -229,16 +229,17 @@ def _fastest(case: Case, times: dict[Picks, float], left_out: Sequence[str]) -> 
 
 
 def _in_order(call: Call, cost: Any) -> list[Choice]:
-    """The default's own form where it can be made, and those that fit, the fastest first."""
+    """The default's own form where it can be made, what auto picks, and others that fit."""
+    first = _plan.choose("auto", cost, call, False)
     call = _plan.widened(call, cost)
     times = _plan.fitting(call, "auto", cost)
-    first = _plan.candidates(call)[0]
     others = sorted(times, key=lambda choice: times[choice])
-    return [first, *[choice for choice in others if choice != first]]
+    return list(dict.fromkeys([_plan.candidates(call)[0], first, *others]))
 
 
 def _pairs(singles: Sequence[dict[Picks, float]], calls: Sequence[Call], cost: Any) -> list[Picks]:
-    """The default's, and of all pairs those that ought to be fastest: some share work."""
+    """The default's, what auto picks, and those that ought to be fastest: some share work."""
+    auto = tuple([_plan.choose("auto", cost, call, True) for call in calls])
     calls = [_plan.widened(call, cost) for call in calls]
     estimated = _plan.pair_estimates(calls, "auto", cost)
     times: dict[Picks, float] = {}
@@ -248,9 +249,8 @@ def _pairs(singles: Sequence[dict[Picks, float]], calls: Sequence[Call], cost: A
         pair = estimated.get(picks)
         saved = pair.saved / (pair.seconds + pair.saved) if pair else 0.0
         times[picks] = measured * (1 - saved)
-    default = next(iter(times))
     best = sorted(times, key=lambda picks: times[picks])[:PAIRS]
-    return [default, *[picks for picks in best if picks != default]]
+    return list(dict.fromkeys([next(iter(times)), auto, *best]))
 
 
 def _race(

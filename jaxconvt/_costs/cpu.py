@@ -33,6 +33,7 @@ class Rates:
     stuffed: float  # ... of 3 and more spatial dimensions, or with groups, on a zero-stuffed lhs
     narrow: int  # output channels under which those flops cost in proportion more
     kernel: float  # per flop of XLA's kernel gradient of it, or of a filter gradient
+    unstrided: float  # the same in 2-D with neither strides, dilation nor groups
     byte: float  # of operands and result
     copied: float  # per byte of patches of lhs
     folded: float  # per byte of Y (`_lowerings.col2im`), or of another intermediate of the value
@@ -61,6 +62,7 @@ RATES = Rates(
     stuffed=1.4e-10,
     narrow=16,
     kernel=1e-9,
+    unstrided=3.3e-11,
     byte=0.75e-10,
     copied=0.8e-10,
     folded=1.2e-10,
@@ -77,6 +79,7 @@ RATES_0_11 = replace(
     bfloat16=0.4,
     shared=1.5e-10,
     conv=0.4e-11,
+    unstrided=1.6e-11,
     packed=0.2e-10,
     weights=1e-9,
     large=2.5,
@@ -108,16 +111,20 @@ class Cpu(Cost):
         moved = loop * (rates.folded if call.face == "out" else rates.unfolded)
         # Patches of lhs are also transposed for the kernel gradient.
         copied = loop * rates.copied * (4 if call.face == "rhs" else 1)
-        narrow = 1.0 if call.face == "out" else max(LINE / max(call.j * call.itemsize, 1), 1.0)
+        # Products of single numbers: groups stay where they are, beside each other.
+        single = call.i == 1 < call.g
+        row = call.j * call.itemsize * (call.g if single and work.products else 1)
+        narrow = 1.0 if call.face == "out" else max(LINE / max(row, 1), 1.0)
         time = rates.call * (1 + work.operations) + call.bytes * rates.byte
         if work.convolution:
             time += _convolution(call, work.convolution, rates, moved)
         gemm = rates.gemm * (rates.bfloat16 if call.kind == "bfloat16" else 1.0)
-        if call.i == 1 < call.g:  # products of single numbers
-            gemm = rates.elementwise
-        time += work.product_flops * gemm + work.sum_flops * rates.elementwise
+        if single:
+            gemm = rates.elementwise * (2.5 if call.face == "rhs" else 1.0)
+        time += work.product_flops * gemm + _sums(call, work, rates)
         time += work.patches * copied + (work.made * narrow + work.rearranged) * moved
-        return time + (_fresh(work.temp, rates) if work.products else 0.0)
+        fused = single and call.face == "lhs"  # multiplied and added up at once
+        return time + (_fresh(work.temp, rates) if work.products and not fused else 0.0)
 
     def shared(self, call: Call, works: Sequence[Work]) -> float:
         rates = self.rates[call.kind]
@@ -130,6 +137,13 @@ def _fresh(size: int, rates: Rates) -> float:
     return size * rates.fresh if size > rates.reused else 0.0
 
 
+def _sums(call: Call, work: Work, rates: Rates) -> float:
+    """Sums are vectors but where the kernel's is one, or an image's has many strided terms."""
+    many = call.strided and call.extent("taps") >= (64 if call.face == "out" else 16)
+    slow = (5.0 if many else 2.5) if call.face == "rhs" else (2.0 if many else 0.35)
+    return work.sum_flops * rates.elementwise * slow
+
+
 def _convolution(call: Call, made: Convolution, rates: Rates, moved: float) -> float:
     n = len(call.axes)
     conv, pack = (
@@ -139,8 +153,13 @@ def _convolution(call: Call, made: Convolution, rates: Rates, moved: float) -> f
     )[min(max(n, 1), 3) - 1]
     conv *= rates.grouped if call.g > 1 else 1.0
     if made.form in ("kernel gradient", "filter gradient"):
-        if call.strided or call.dilated or n != 1 or call.g > 1:
+        if call.g > 1:  # as if of all groups with all
+            return made.flops * rates.kernel * (10 if made.form == "kernel gradient" else 4)
+        if n > 2 or call.strided or call.dilated:
             return made.flops * rates.kernel
+        if n == 2:
+            few = max(4 * rates.narrow / max(min(call.i, call.j), 1), 1.0)
+            return made.flops * rates.unstrided * few
         return made.flops * conv * max(4 * rates.narrow / max(call.j, 1), 1.0)
     value = call.face == "out" and made.form != "forward"  # of a dilated lhs
     if value and (call.g > 1 or n > 2):
@@ -151,12 +170,15 @@ def _convolution(call: Call, made: Convolution, rates: Rates, moved: float) -> f
             slow *= 10  # no GEMM, but a loop
         folded = call.contributions * call.itemsize  # a GEMM and a fold, one image at a time
         time = made.flops * rates.dilated * slow + (folded + call.rhs_bytes / 2) * moved
+        if any(a.taps < a.stride for a in call.axes):  # most of the output is zeros
+            time += 2 * call.out_bytes * moved
         return time + _fresh(folded, rates)
     weights = 0.0
     if n == 2:
         conv *= rates.large if call.rhs_bytes > made.calls * CACHE else 1.0
         weights = call.rhs_bytes * rates.weights
-    return made.flops * conv + made.windows * pack + weights
+    slow = 2 if call.face == "out" and call.j < 4 else 1
+    return made.flops * conv * slow + made.windows * pack + weights
 
 
 CPU = Cpu(RATES, "2 cores each of AMD EPYC (Zen 3) and Intel Xeon (AMX), jaxlib 0.10.2")

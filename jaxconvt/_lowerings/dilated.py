@@ -23,15 +23,18 @@ class Dilated(Lowering):
 
     def work(self, call: Call, choice: Choice) -> Work:
         points = call.n * call.g * call.extent("size") * call.extent("taps")
-        form, windows, rearranged = "dilated", 0, 0
+        form, windows, rearranged, patches = "dilated", 0, 0, 0
         if call.face == "rhs":
             form = "kernel gradient"
         elif call.face == "lhs":
             form, windows = "forward", packed(points, call.j, call.itemsize)
             rearranged = 0 if call.flipped else call.rhs_bytes
+            if any(a.taps < a.stride for a in call.axes):  # the cotangent is cropped first
+                patches = call.out_bytes
         elif not call.strided:
             form, windows = "forward", packed(points, call.i, call.itemsize)
-        return Work(convolution=Convolution(form, call.flops, windows), rearranged=rearranged)
+        made = Convolution(form, call.flops, windows)
+        return Work(convolution=made, patches=patches, rearranged=rearranged)
 
     def value(
         self, lhs: jax.Array, rhs: jax.Array, call: Call, choice: Choice, how: Numerics
