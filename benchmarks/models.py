@@ -3,14 +3,15 @@
     python benchmarks/models.py                 # about 3 minutes; all models
     python benchmarks/models.py --models dcgan
 
-A Flax DCGAN generator, the decoder of a 3-D U-Net, and the upsampling of a HiFi-GAN
-generator (without its residual blocks), each with upsampling layers `flax.linen.ConvTranspose`
-and not a line changed. A training step is loss, gradients and an update (plain gradient
-descent), jitted, fitting a fixed random target by squared error. Each model's step is compiled
-twice, before and after `jaxconvt.install()`, and both are run from the same parameters for 20
-steps, in turn: the losses of the two are compared, where the parameters end up (their distance,
-over how far they came), and the median times of a step. What a step holds besides transposed
-convolutions counts: in the U-Net most of it is the gradients of ordinary 3-D convolutions.
+A Flax DCGAN generator, the decoder of a 3-D U-Net, the upsampling of a HiFi-GAN generator
+(without its residual blocks), each with upsampling layers `flax.linen.ConvTranspose`, and an
+Equinox decoder of images with `equinox.nn.ConvTranspose2d`, none with a line changed. A training
+step is loss, gradients and an update (plain gradient descent), jitted, fitting a fixed random
+target by squared error. Each model's step is compiled twice, before and after
+`jaxconvt.install()`, and both are run from the same parameters for 20 steps, in turn: the losses
+of the two are compared, where the parameters end up (their distance, over how far they came), and
+the median times of a step. What a step holds besides transposed convolutions counts: in the U-Net
+most of it is the gradients of ordinary 3-D convolutions.
 
 Writes benchmarks/results/<machine>-models.json. The exit status is 0 if all losses agree
 within 1e-3 (on a GPU, which multiplies float32 as TF32, 1e-2), otherwise 1.
@@ -25,6 +26,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import flax
 import flax.linen as nn
 import jax
@@ -82,8 +84,41 @@ class HiFiGAN(nn.Module):
         return jnp.tanh(nn.Conv(1, (7,))(nn.leaky_relu(x)))
 
 
+class Decoder(eqx.Module):
+    """Of a convolutional autoencoder, from a code to 64x64 images, channels first."""
+
+    layers: list[Any]
+
+    def __init__(self, key: jax.Array, channels: Sequence[int] = (256, 128, 64, 32, 3)) -> None:
+        keys = jax.random.split(key, len(channels))
+        self.layers = [eqx.nn.Linear(64, channels[0] * 4 * 4, key=keys[0])]
+        for key, ci, co in zip(keys[1:], channels[:-1], channels[1:], strict=True):
+            self.layers.append(eqx.nn.ConvTranspose2d(ci, co, 4, stride=2, padding=1, key=key))
+
+    def __call__(self, code: jax.Array) -> jax.Array:
+        x = self.layers[0](code).reshape(-1, 4, 4)
+        for layer in self.layers[1:]:
+            x = layer(jax.nn.relu(x))
+        return jnp.tanh(x)
+
+
+class Equinox:
+    """An Equinox model as Flax's are used here, of its parameters and a batch."""
+
+    def __init__(self, model: Callable[[jax.Array], eqx.Module]) -> None:
+        self.model = model
+
+    def init(self, key: jax.Array, *_: Any) -> Any:
+        return {"params": eqx.filter(self.model(key), eqx.is_array)}
+
+    def apply(self, state: Any, *inputs: jax.Array, mutable: Any) -> Any:
+        model = eqx.filter_eval_shape(self.model, jax.random.key(0))
+        static = eqx.filter(model, lambda x: isinstance(x, jax.ShapeDtypeStruct), inverse=True)
+        return jax.vmap(eqx.combine(state["params"], static))(*inputs), {}
+
+
 class Case(NamedTuple):
-    model: nn.Module
+    model: nn.Module | Equinox
     inputs: Any  # shapes
     rate: float
 
@@ -92,6 +127,7 @@ CASES = {
     "dcgan": Case(DCGAN(), [(8, 100)], 0.1),
     "unet3d": Case(UNet3D(), [(1, 8, 8, 8, 64), [(1, 16, 16, 16, 32), (1, 32, 32, 32, 16)]], 0.1),
     "hifigan": Case(HiFiGAN(), [(1, 32, 80)], 0.2),
+    "equinox": Case(Equinox(Decoder), [(8, 64)], 0.1),
 }
 
 

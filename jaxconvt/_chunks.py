@@ -1,11 +1,36 @@
 """Chunks of the batch, one after the other."""
 
+import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from jaxconvt._call import Call, Choice
+
+CHUNK = 12 * 2**20  # bytes of intermediates that a chunk is to have
+
+
+def chunked(call: Call, form: Choice, temp: Callable[[Call], int], same: int = 0) -> Choice:
+    """The form in as many chunks as bring its intermediates, `temp`, down to `CHUNK`.
+
+    `same` bytes of those are as large in each.
+    """
+    if not call.single_device:
+        return form
+    for chunks in _divisors(call.n):
+        if temp(call._replace(n=call.n // chunks)) <= CHUNK + same:
+            return form._replace(chunks=chunks)
+    return form._replace(chunks=call.n)
+
+
+@lru_cache(maxsize=64)
+def _divisors(n: int) -> list[int]:
+    small = [i for i in range(1, math.isqrt(n) + 1) if n % i == 0]
+    return sorted({*small, *[n // i for i in small]})
 
 
 def joined(function: Callable[..., Any], chunks: int, x: jax.Array) -> jax.Array:

@@ -98,7 +98,8 @@ def forced(name, gathered=0, chunks=1):
     def choose(implementation, cost, call, both_gradients):
         made = LOWERINGS[name].forms(call)
         form = Choice(name if made else "col2im", gathered)
-        return form._replace(chunks=chunks) if form.name == "col2im" else form
+        chunked = form.name == "col2im" or (form.name == "depthwise" and call.face == "rhs")
+        return form._replace(chunks=chunks) if chunked else form
 
     return choose
 

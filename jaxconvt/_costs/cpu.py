@@ -124,7 +124,7 @@ class Cpu(Cost):
         time += work.product_flops * gemm + _sums(call, work, rates)
         time += work.patches * copied + (work.made * narrow + work.rearranged) * moved
         fused = single and call.face == "lhs"  # multiplied and added up at once
-        return time + (_fresh(work.temp, rates) if work.products and not fused else 0.0)
+        return time + (0.0 if work.convolution or fused else _fresh(work.temp, rates))
 
     def shared(self, call: Call, works: Sequence[Work]) -> float:
         rates = self.rates[call.kind]

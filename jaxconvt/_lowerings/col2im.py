@@ -11,20 +11,19 @@ shifts: Y and U are s/k of the size, and some copies of lhs are made instead.
 
 import itertools
 import math
-from collections.abc import Sequence
-from functools import lru_cache, partial
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
 from jax import lax
 
+from jaxconvt import _chunks
 from jaxconvt import _views as views
 from jaxconvt._call import Call, Choice, Work
 from jaxconvt._geometry import Size, phase_groups, runs
 from jaxconvt._lowerings._interface import Lowering
 from jaxconvt._views import Numerics
-
-CHUNK = 12 * 2**20  # bytes of intermediates that a chunk of the batch is to have
 
 
 class Col2im(Lowering):
@@ -35,7 +34,8 @@ class Col2im(Lowering):
             return [Choice(self.name)]
         most = 0 if not call.lhs_divisible else len(call.axes)
         whole = [Choice(self.name, gathered) for gathered in range(most + 1)]
-        return [*whole, *[c for c in map(partial(_chunked, call), whole) if c.chunks > 1]]
+        chunked = [_chunks.chunked(call, form, _temp(form), call.rhs_bytes) for form in whole]
+        return [*whole, *[form for form in chunked if form.chunks > 1]]
 
     def work(self, call: Call, choice: Choice) -> Work:
         made = _made(call, choice.gathered)
@@ -144,21 +144,8 @@ def _made(call: Call, gathered: int) -> _Made:
     return _Made(products, patches, seen, temp)
 
 
-def _chunked(call: Call, choice: Choice) -> Choice:
-    """The form in as many chunks of the batch as bring its intermediates down to `CHUNK`."""
-    if not call.single_device:
-        return choice
-    largest = CHUNK + call.rhs_bytes  # which is as large in each
-    for chunks in _divisors(call.n):
-        if _made(call._replace(n=call.n // chunks), choice.gathered).temp <= largest:
-            return choice._replace(chunks=chunks)
-    return choice._replace(chunks=call.n)
-
-
-@lru_cache(maxsize=64)
-def _divisors(n: int) -> list[int]:
-    small = [i for i in range(1, math.isqrt(n) + 1) if n % i == 0]
-    return sorted({*small, *[n // i for i in small]})
+def _temp(form: Choice) -> Callable[[Call], int]:
+    return lambda call: _made(call, form.gathered).temp
 
 
 def _summable(x: jax.Array, first: int, call: Call) -> jax.Array:

@@ -17,6 +17,7 @@ from functools import lru_cache, partial
 import jax
 import jax.numpy as jnp
 
+from jaxconvt import _chunks
 from jaxconvt import _views as views
 from jaxconvt._call import Call, Choice, Work
 from jaxconvt._geometry import Axes, phase_groups
@@ -33,10 +34,14 @@ class Depthwise(Lowering):
     def forms(self, call: Call) -> Sequence[Choice]:
         one_each = type(call.g) is int and call.g > 1 and type(call.i) is int and call.i == 1
         made = one_each and _terms(call.axes) <= TERMS
-        return [Choice(self.name)] if made else []
+        whole = Choice(self.name)
+        chunked = (
+            _chunks.chunked(call, whole, _temp) if made and call.static and _temp(call) else whole
+        )
+        return list(dict.fromkeys([whole, chunked])) if made else []
 
     def work(self, call: Call, choice: Choice) -> Work:
-        return Work(sums=_terms(call.axes), sum_flops=call.flops, operations=4)
+        return Work(sums=_terms(call.axes), sum_flops=call.flops, operations=4, temp=_temp(call))
 
     def value(
         self, lhs: jax.Array, rhs: jax.Array, call: Call, choice: Choice, how: Numerics
@@ -107,6 +112,12 @@ class Depthwise(Lowering):
             )
         rhs = sum(parts[1:], parts[0])
         return rhs.reshape(*rhs.shape[:n], g, 1, j)
+
+
+def _temp(call: Call) -> int:
+    """Bytes of the products, which XLA's CPU backend makes before it sums them over an image."""
+    made = call.face == "rhs" and call.platform == "cpu"
+    return _terms(call.axes) * call.lhs_bytes * call.j if made else 0
 
 
 @lru_cache(maxsize=4096)

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from jax import export
 
 import jaxconvt
-from jaxconvt import _plan
-from jaxconvt._lowerings import col2im
+from jaxconvt import _chunks, _plan
 from tests import oracle, util
 from tests.fuzz.calls import Call, calls, large, mutations
 
@@ -52,13 +51,13 @@ def _xla_misreads(call):
 @given(
     call=calls(),
     implementation=st.sampled_from(jaxconvt.IMPLEMENTATIONS),
-    chunk=st.sampled_from((col2im.CHUNK, 64)),  # 64 bytes: every batch is taken in chunks
+    chunk=st.sampled_from((_chunks.CHUNK, 64)),  # 64 bytes: every batch is taken in chunks
 )
 def test_value_and_gradients(call: Call, implementation: str, chunk: int):
     _forget()
     note(f"{call} {implementation} {chunk}")
     _plan._choose.cache_clear()  # which knows nothing of chunks' size
-    with util.for_dtype(call.dtype), mock.patch.object(col2im, "CHUNK", chunk):
+    with util.for_dtype(call.dtype), mock.patch.object(_chunks, "CHUNK", chunk):
         lhs, rhs = call.operands()
 
         def conv(lhs, rhs, implementation=implementation):
