@@ -20,6 +20,7 @@ order each round, and the medians are kept:
     zero-stuffed         lax.pad between the elements, then a convolution of stride 1
     torch                torch.nn.functional.conv_transpose, contiguous
     torch channels_last  the same in torch's channels-last layout (not in 1-D, where it has none)
+    autotune             what jaxconvt.autotune finds to be fastest, with --autotune
     gemm                 the floor: one matrix product of the same multiply-adds
 
 In summaries torch is the faster of its two layouts. It gets its inputs in its own layout, and
@@ -72,7 +73,7 @@ Row = dict[str, Any]
 
 RESULTS = Path(__file__).parent / "results"
 MODES = ("forward", "lhs gradient", "rhs gradient", "step")
-STUFFED, FLOOR, TORCH = "zero-stuffed", "gemm", "torch"
+STUFFED, FLOOR, TORCH, TUNED = "zero-stuffed", "gemm", "torch", "autotune"
 SINGLE = tuple(name for name in jaxconvt.IMPLEMENTATIONS if name != "auto")
 COMPILED = (REFERENCE, *jaxconvt.IMPLEMENTATIONS, STUFFED, FLOOR)
 BATCH = 8
@@ -115,20 +116,27 @@ def by_hand(spec: Spec, stuffed: bool, lhs: jax.Array, rhs: jax.Array) -> jax.Ar
     )
 
 
-def functions(call: Example, spec: Spec) -> dict[str, Fn]:
+def tuned(call: Example, auto: Fn) -> jaxconvt.Tuning:
+    """What `jaxconvt.autotune` finds for all modes of a layer."""
+    out = jax.eval_shape(auto, call.lhs, call.rhs)
+
+    def every(*operands: jax.Array) -> Any:
+        return [in_mode(auto, mode)(*operands) for mode in MODES]
+
+    return jaxconvt.autotune(every, call.lhs, call.rhs, out)
+
+
+def functions(call: Example, spec: Spec, tune: bool = False) -> dict[str, Fn]:
     """Everything in JAX that computes the layer, by name."""
     lacking = {"feature_group_count", "output_padding", "output_shape"} & call.kwargs.keys()
     reference = partial(by_hand, spec, False) if lacking else partial(
         lax.conv_transpose, **call.kwargs
     )  # fmt: skip
-    return {
-        REFERENCE: reference,
-        **{
-            name: partial(jaxconvt.conv_transpose, implementation=name, **call.kwargs)
-            for name in jaxconvt.IMPLEMENTATIONS
-        },
-        STUFFED: partial(by_hand, spec, True),
-    }
+    ours = partial(jaxconvt.conv_transpose, **call.kwargs)
+    named = {name: partial(ours, implementation=name) for name in jaxconvt.IMPLEMENTATIONS}
+    if tune:
+        named[TUNED] = partial(ours, implementation=tuned(call, named["auto"]))
+    return {REFERENCE: reference, **named, STUFFED: partial(by_hand, spec, True)}
 
 
 def in_mode(f: Fn, mode: str) -> Fn:
@@ -351,7 +359,7 @@ def of_mode(results: Sequence[Any], mode: str) -> list[Any]:
     return list(results) if mode == "step" else [results[MODES.index(mode)]]
 
 
-def measure(layer: Layer, variant: str, with_torch: bool, budget: float) -> Row:
+def measure(layer: Layer, variant: str, with_torch: bool, budget: float, tune: bool = False) -> Row:
     """One row of a table."""
     on_gpu = jax.default_backend() != "cpu"
     kernel = variant.endswith(KERNEL)
@@ -396,7 +404,7 @@ def measure(layer: Layer, variant: str, with_torch: bool, budget: float) -> Row:
         expected = [larger(expected[0]), larger(expected[1]), expected[2] * batch]
 
     call, spec = call_of(**options)
-    fs = functions(call, spec)
+    fs = functions(call, spec, tune)
     operands = [jnp.asarray(a, dtype) for a in arrays]
     size = sum(math.prod(a.shape) for a in arrays) * call.lhs.dtype.itemsize
     tolerance = TOLERANCES[dtype][on_gpu]
@@ -514,7 +522,7 @@ def summary(variant: str, tables: dict[str, Any]) -> str:
     """A table in a few lines, all geometric means over its layers."""
     rows = tables[variant]["rows"]
     lines = [f"{variant}: times over auto's, geometric mean (above 1, auto is faster)"]
-    for name in (REFERENCE, TORCH, STUFFED, FLOOR):
+    for name in (REFERENCE, TORCH, TUNED, STUFFED, FLOOR):
         lines += [
             f"  {name:14}{mode:14}{mean_and_worst(ratios(rows, mode, name))}"
             for mode in MODES[: 1 if name == FLOOR else None]
@@ -568,7 +576,7 @@ def summary(variant: str, tables: dict[str, Any]) -> str:
 
 def line(row: Row, mode: str) -> str:
     """A row of the table that is printed on the way, in milliseconds."""
-    names = (REFERENCE, *jaxconvt.IMPLEMENTATIONS, STUFFED, TORCH, FLOOR)
+    names = (REFERENCE, *jaxconvt.IMPLEMENTATIONS, TUNED, STUFFED, TORCH, FLOOR)
     cells = ""
     for name in names:
         seconds = seconds_of(row, mode, name)
@@ -632,6 +640,7 @@ def main() -> int:
     add("--variant", nargs="+", choices=VARIANTS, default=["float32"], help="tables (float32)")
     add("--transpose-kernel", action="store_true", help="measure transpose_kernel=True too")
     add("--torch", action=argparse.BooleanOptionalAction, help="measure torch (if installed)")
+    add("--autotune", action="store_true", help="measure what autotune picks, too")
     add("--seconds", type=float, default=1.5, metavar="S",
         help="of repeated calls for each layer and mode (%(default)s)")  # fmt: skip
     add("--output", type=Path, metavar="FILE", help="benchmarks/results/<machine>.json")
@@ -655,11 +664,13 @@ def main() -> int:
     failed = False
     for variant in variants:
         start = time.perf_counter()
-        names = (REFERENCE, *jaxconvt.IMPLEMENTATIONS, STUFFED, TORCH, FLOOR)
+        names = (REFERENCE, *jaxconvt.IMPLEMENTATIONS, TUNED, STUFFED, TORCH, FLOOR)
         print(f"\n{variant + ', ms':19}{''.join(f'{name[:10]:>11}' for name in names)}", flush=True)
         kept = {row["layer"]: row for row in tables.get(variant, {}).get("rows", [])}
         for layer in layers:
-            row = measure(layer, variant, bool(torch_version), arguments.seconds)
+            row = measure(
+                layer, variant, bool(torch_version), arguments.seconds, arguments.autotune
+            )
             kept[layer.name] = row
             failed |= bool(row["failed"])
             choices = ", ".join(row["choices"].values())

@@ -23,6 +23,7 @@ from layers import REFERENCE, RESULTS, TORCH, VARIANTS, geometric_mean, ratios
 from matplotlib.axes import Axes
 
 INK, BARS, DIAMONDS = "#808080", "#3b8ee0", "#e8801a"
+AUTO = 'jaxconvt with implementation="auto"'
 MODES = {"forward": "forward", "step": "value and both gradients"}
 
 
@@ -32,11 +33,11 @@ def panel(axes: Axes, rows: list[dict[str, Any]], mode: str) -> None:
     places = {row["layer"]: -i for i, row in enumerate(rows)}
     height = [places[name] for name in auto]
     # From 1, where it is as fast as jax.lax.
-    axes.barh(height, [x - 1 for x in auto.values()], 0.66, left=1, color=BARS, label="auto")
+    axes.barh(height, [x - 1 for x in auto.values()], 0.66, left=1, color=BARS, label=AUTO)
     if torch:
         axes.scatter(
             list(torch.values()), [places[name] for name in torch], 22, DIAMONDS, marker="D",
-            zorder=3, label="torch",
+            zorder=3, label="PyTorch",
         )  # fmt: skip
     right = 1.3 * max([*auto.values(), *torch.values()])
     axes.set(xscale="log", xlim=(min([0.5, *[0.8 * x for x in torch.values()]]), right))
@@ -61,7 +62,7 @@ def draw(table: dict[str, Any], variant: str, path: Path) -> None:
     plt.rcParams.update({"svg.fonttype": "none", "font.family": "sans-serif"})
     plt.rcParams["svg.hashsalt"] = "jaxconvt"  # the same picture is the same file
     figure, panels = plt.subplots(
-        1, len(MODES), sharey=True, figsize=(9, 1.3 + 0.21 * len(rows)), layout="constrained"
+        1, len(MODES), sharey=True, figsize=(9, 1.5 + 0.21 * len(rows)), layout="constrained"
     )
     for axes, mode in zip(panels, MODES, strict=True):
         panel(axes, rows, mode)
@@ -70,7 +71,8 @@ def draw(table: dict[str, Any], variant: str, path: Path) -> None:
         device = f"{about['cores']} cores of an {about['cpu']}"
     torch = f", torch {about['torch']}" if "torch" in about else ""
     figure.suptitle(
-        f"Times faster than jax.lax.conv_transpose: {variant}, {device}, jax {about['jax']}{torch}",
+        "How many times faster than jax.lax.conv_transpose\n"
+        f"{variant}, {device}, JAX {about['jax']}{torch}",
         color=INK,
         fontsize=10,
     )

@@ -300,7 +300,7 @@ class Chunks(parameterized.TestCase):
     def test_depthwise_kernel_gradients_take_images_in_turn(self):
         # Each tap's products are an array of the image's size before they are added up.
         lhs, rhs = (
-            jax.ShapeDtypeStruct(shape, "float32") for shape in ((8, 512, 512), (5, 1, 512))
+            jax.ShapeDtypeStruct(shape, "float32") for shape in ((16, 512, 512), (5, 1, 512))
         )
 
         def f(lhs, ct):
@@ -316,7 +316,7 @@ class Chunks(parameterized.TestCase):
 
         analysis = jax.jit(f).lower(lhs, lhs).compile().memory_analysis()
         if analysis.temp_size_in_bytes:  # JAX 0.5 does not know
-            self.assertLess(analysis.temp_size_in_bytes, 2 * CHUNK)
+            self.assertLess(analysis.temp_size_in_bytes, 3 * CHUNK)
 
 
 class Platforms(parameterized.TestCase):

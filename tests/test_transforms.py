@@ -174,6 +174,18 @@ class TransformsTest(parameterized.TestCase):
             again = functools.partial(loss, jax.checkpoint(f, policy=policy))
             equal(jax.jit(jax.value_and_grad(again, (0, 1)))(lhs, rhs), want)
 
+    def test_a_remat_policy_that_saves_ours(self):
+        """That of the README, beside `install`."""
+        f, lhs, rhs, *_ = setup("auto", next(iter(CASES)))
+        dots = jax.checkpoint_policies.dots_saveable
+        both = jax.checkpoint_policies.save_from_both_policies(
+            dots, lambda p, *_, **__: p.name == "conv_transpose"
+        )
+        for policy, values in ((dots, 2), (both, 1)):
+            loss = jax.checkpoint(lambda x, w: jnp.sum(jnp.sin(f(x, w))), policy=policy)
+            text = str(jax.make_jaxpr(jax.grad(loss))(lhs, rhs))
+            self.assertEqual(text.count("face=out"), values)
+
     @EVERY
     def test_scan(self, implementation, name):
         f, lhs, rhs, dlhs, drhs = setup(implementation, name)

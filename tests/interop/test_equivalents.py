@@ -1,4 +1,4 @@
-"""The README's table: the same transposed convolution in other frameworks and here.
+"""The table of translations: the same transposed convolution in other frameworks and here.
 
 Each test evaluates the README's own code, so that the table cannot go stale.
 """
@@ -25,7 +25,7 @@ from jax import lax
 
 from jaxconvt import conv_transpose
 
-README = pathlib.Path(__file__).parents[2] / "README.md"
+README = pathlib.Path(__file__).parents[2] / "benchmarks" / "README.md"
 
 
 @functools.cache
