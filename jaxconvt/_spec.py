@@ -63,9 +63,10 @@ def array(name: str, value: Any, or_struct: bool = False) -> Array:
     ):
         if not hasattr(value, "__jax_array__"):
             kinds = "a JAX or NumPy array" + ", or a jax.ShapeDtypeStruct" * or_struct
+            convert = ".detach().numpy()" if hasattr(value, "detach") else "jnp.asarray"
             raise TypeError(
                 f"{name} must be {kinds}, got {_show(value)} of type {type(value).__name__}; "
-                f"convert it with jnp.asarray."
+                f"convert it with {convert}."
             )
         value = jnp.asarray(value)
     if not _is_number(value.dtype):
@@ -433,9 +434,9 @@ def spec_of(
         axis = Axis(size, taps, s, d, lo, hi)
         if type(size) is int and axis.padded < 0:
             raise ValueError(
-                f"padding must not remove more than there is, got ({lo}, {hi}) for spatial "
-                f"dimension {j}, which has {geometry.dilate(size, s)} elements (lhs size {size}, "
-                f"stride {s}): {axis.padded} would be left."
+                f"padding must leave a size of at least 0, got ({lo}, {hi}), which crops spatial "
+                f"dimension {j} to size {axis.padded}: the dilated lhs has "
+                f"{geometry.dilate(size, s)} elements (size {size}, stride {s})."
             )
         _check_size(j, axis)
         axes.append(axis)
@@ -631,7 +632,19 @@ def _meant(
     if groups > 1 and not transpose_kernel and rhs_shape[i_axis] == features:
         return " With groups, rhs has the in features of one of them."
     if dn.lhs_spec[1] == len(lhs_shape) - 1 and type(here) is int and lhs_shape[1] == here:
-        return " Are the channels of lhs in axis 1? Say so by dimension_numbers."
+        return " Are the channels of lhs in axis 1? If so, " + _layout(len(lhs_shape) - 2, "{0}IO")
     if features in rhs_shape[:i_axis]:
-        return f" Are they in axis {rhs_shape.index(features)} of rhs? Say so by dimension_numbers."
+        axis = rhs_shape.index(features)
+        # PyTorch's in channels are the first axis.
+        pytorch = "; PyTorch's kernels are 'OIHW' with transpose_kernel=True" if axis == 0 else ""
+        return f" Are they in axis {axis} of rhs? If so, say so by dimension_numbers{pytorch}."
     return ""
+
+
+def _layout(n: int, rhs: str) -> str:
+    """What to pass for channels first, `rhs` of a plain kernel."""
+    spatial = {1: "H", 2: "HW", 3: "DHW"}.get(n)
+    if spatial is None:
+        return "say so by dimension_numbers."
+    names = f"NC{spatial}", rhs.format(spatial), f"NC{spatial}"
+    return f"pass dimension_numbers={names}."

@@ -101,9 +101,10 @@ PADDING = (
     "padding must be 'SAME', 'VALID', 'SAME_LOWER', or a sequence of 2 (low, high) pairs of "
     "integers, one for each spatial dimension, got {}."
 )
+FIRST = "If so, pass dimension_numbers=('NCHW', 'HWIO', 'NCHW')."
 REMOVES = (
-    "padding must not remove more than there is, got {} for spatial dimension {}, which has {} "
-    "elements (lhs size {}, stride 2): -1 would be left."
+    "padding must leave a size of at least 0, got {}, which crops spatial dimension {} to size -1: "
+    "the dilated lhs has {} elements (size {}, stride 2)."
 )
 LAYOUT = (
     "dimension_numbers must be None, three strings such as ('NHWC', 'HWIO', 'NHWC'), or a "
@@ -292,18 +293,22 @@ TABLE = [
     value("channels of a layout", CHANNELS.format("5 in", "5 channels", 2, 1, "(3, 2, 4, 6)", 5, 1,
           ""), dimension_numbers=("NCHW", "OIHW", "NCHW")),
     value("channels first", CHANNELS.format("4 in", "4 channels", 5, 2, "(3, 2, 5, 6)", 4, 3,
-          " Are the channels of lhs in axis 1? Say so by dimension_numbers."),
+          " Are the channels of lhs in axis 1? " + FIRST),
           rhs=np.zeros((3, 2, 5, 6), np.float32)),
     value("channels first, groups", CHANNELS.replace("1, 5", "1, 6").format("2 in", "4 channels / "
-          "2 groups", 3, 2, "(3, 2, 3, 6)", 4, 3, " Are the channels of lhs in axis 1? Say so by "
-          "dimension_numbers."), lhs=np.zeros((1, 6, 4, 4), np.float32),
-          rhs=np.zeros((3, 2, 3, 6), np.float32), feature_group_count=2),
+          "2 groups", 3, 2, "(3, 2, 3, 6)", 4, 3, " Are the channels of lhs in axis 1? " + FIRST),
+          lhs=np.zeros((1, 6, 4, 4), np.float32), rhs=np.zeros((3, 2, 3, 6), np.float32),
+          feature_group_count=2),
     value("channels first, kernel", CHANNELS.format("4 out", "4 channels", 5, 3, "(3, 2, 6, 5)", 4,
-          3, " Are the channels of lhs in axis 1? Say so by dimension_numbers."),
+          3, " Are the channels of lhs in axis 1? " + FIRST),
           rhs=np.zeros((3, 2, 6, 5), np.float32), transpose_kernel=True),
     value("channels of a kernel elsewhere", CHANNELS.format("4 in", "4 channels", 3, 2,
-          "(6, 4, 3, 2)", 4, 3, " Are they in axis 1 of rhs? Say so by dimension_numbers."),
+          "(6, 4, 3, 2)", 4, 3, " Are they in axis 1 of rhs? If so, say so by dimension_numbers."),
           rhs=np.zeros((6, 4, 3, 2), np.float32)),
+    value("channels of PyTorch's kernel", CHANNELS.format("4 in", "4 channels", 3, 2,
+          "(4, 6, 3, 2)", 4, 3, " Are they in axis 0 of rhs? If so, say so by dimension_numbers; "
+          "PyTorch's kernels are 'OIHW' with transpose_kernel=True."),
+          rhs=np.zeros((4, 6, 3, 2), np.float32)),
     # Yes or no.
     *(
         row

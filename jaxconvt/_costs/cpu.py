@@ -138,10 +138,15 @@ def _fresh(size: int, rates: Rates) -> float:
 
 
 def _sums(call: Call, work: Work, rates: Rates) -> float:
-    """Sums are vectors but where the kernel's is one, or an image's has many strided terms."""
-    many = call.strided and call.extent("taps") >= (64 if call.face == "out" else 16)
-    slow = (5.0 if many else 2.5) if call.face == "rhs" else (2.0 if many else 0.35)
-    return work.sum_flops * rates.elementwise * slow
+    """Sums are vectors, less so over an image, and least of the many terms of a large stride."""
+    taps = call.extent("taps")
+    few, many = {"out": (0.35, 2.0), "lhs": (0.5, 2.0), "rhs": (1.5, 5.0)}[call.face]
+    if len(call.axes) == 1:
+        large = taps >= 16 and call.face != "out"
+        many *= 5 if call.face == "lhs" else 1
+    else:
+        large = taps >= 64
+    return work.sum_flops * rates.elementwise * (many if large and call.strided else few)
 
 
 def _convolution(call: Call, made: Convolution, rates: Rates, moved: float) -> float:
