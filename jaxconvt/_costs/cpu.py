@@ -140,7 +140,7 @@ def _fresh(size: int, rates: Rates) -> float:
 def _sums(call: Call, work: Work, rates: Rates) -> float:
     """Sums are vectors, less so over an image, and least of the many terms of a large stride."""
     taps = call.extent("taps")
-    few, many = {"out": (0.35, 2.0), "lhs": (0.5, 2.0), "rhs": (1.5, 5.0)}[call.face]
+    few, many = {"out": (0.35, 0.35), "lhs": (0.5, 2.0), "rhs": (1.5, 5.0)}[call.face]
     if len(call.axes) == 1:
         large = taps >= 16 and call.face != "out"
         many *= 5 if call.face == "lhs" else 1
