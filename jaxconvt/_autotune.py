@@ -1,12 +1,15 @@
 """Measures the lowerings of each call in a function, where it will run."""
 
 import itertools
+import math
 import random
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +20,7 @@ from jaxconvt._call import Call, Choice
 from jaxconvt._tuning import TITLES, Case, Pick, Tuning, this_device
 
 Picks = tuple[Choice, ...]  # of one face, or of both gradients
+T = TypeVar("T")
 
 TIE = 1.03  # times as fast as the default's, or what is measured is noise
 SLOW = 1.5  # times the least: not called again
@@ -41,19 +45,23 @@ def autotune(
     returns other numbers than jax.lax's own lowering, or fails, is left out. That lowering is kept
     unless another is faster by 3%.
 
+    Of several processes let one measure, and send the others what `Tuning.dumps` returns, so that
+    all run the same program. A call on divided arrays is measured as on one device.
+
     Args:
       f: a function, jitted or not, with calls to tune.
-      *args, **kwargs: its arguments; where arrays are wanted `jax.ShapeDtypeStruct`s will do.
+      *args, **kwargs: its arguments; where arrays are wanted `jax.ShapeDtypeStruct`s will do. Give
+        it arguments named `seconds` or `device` by `functools.partial`.
       seconds: for each value, gradient, and pair of gradients, after how many seconds no further
         candidate is tried. Compiling counts.
-      device: where to measure; None is JAX's default device.
+      device: where to measure; None is JAX's default device, of this process.
 
     Returns:
       A `Tuning`, for `implementation=`, `install` and `installed`.
 
     Raises:
-      TypeError: an argument is traced, as inside `jax.jit`.
-      ValueError: there is no such call in `f`.
+      TypeError: an argument is traced, as inside `jax.jit`, or `device` is none.
+      ValueError: there is no such call in `f`, or nothing could be measured.
 
     Example:
 
@@ -74,46 +82,64 @@ def autotune(
                 f"the arguments of autotune must be arrays or jax.ShapeDtypeStructs, got the "
                 f"traced value {leaf}: call it outside of jax.jit and other transformations."
             )
-    device = device or _default_device()
+    if type(seconds) not in (int, float) or not seconds >= 0:
+        raise ValueError(f"seconds must be a number, 0 at least, got {seconds!r}.")
+    device = _default_device() if device is None else device
+    if not isinstance(device, jax.Device):
+        raise TypeError(f"device must be None or one of jax.devices(), got {device!r}.")
     backend = _compat.platform_of_device(device)
-    cases = _cases(_jaxpr(f, args, kwargs))
+    with _compat.traced_apart():
+        cases = _cases(_jaxpr(f, args, kwargs))
     if not cases:
         raise ValueError(
-            "f must have a conv_transpose with implementation='auto' in it, and autotune found "
-            "none: pass implementation='auto', or call jaxconvt.install() first. Functions that "
-            "were traced before keep what they were traced with."
+            "f must have a conv_transpose with implementation='auto' in it, of arrays whose sizes "
+            "are numbers above 0, and autotune found none: pass implementation='auto', or call "
+            "jaxconvt.install() first."
         )
-    picks = []
+    picks, lost = [], []
     for at, (case, params) in enumerate(cases.items()):
         _progress(f"{at + 1} of {len(cases)}: {case}")
-        with _compat.exactly(case.lhs, case.rhs, case.out):
-            if pick := _tuned(case, params, backend, device, seconds):
-                picks.append(pick)
+        pick, why = _apart(_tuned, case, params, backend, device, seconds)
+        picks += [pick] if pick else []
+        lost += [] if pick else [f"{case}: {'; '.join(why)}"]
     _progress("")
+    if not picks:
+        raise ValueError(f"f must have calls that run on {device}, got none: {' '.join(lost)}")
+    for what in lost:
+        warnings.warn(f"autotune leaves a call to 'auto': {what}", stacklevel=2)
     return Tuning(picks=tuple(picks), **this_device(backend, device))
+
+
+def _apart(function: Callable[..., T], *args: Any) -> T:
+    """The result, from a thread where no mesh is set, nothing is traced and `jax.jit` works."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(function, *args).result()
 
 
 def _default_device() -> jax.Device:
     device = jax.config.jax_default_device  # type: ignore[attr-defined]
     if isinstance(device, str):
-        return jax.devices(device)[0]
-    return device or jax.devices()[0]
+        return jax.local_devices(backend=device)[0]
+    return device or jax.local_devices()[0]
 
 
 def _progress(text: str) -> None:
-    if sys.stderr.isatty():
+    if sys.stderr and sys.stderr.isatty():
         print(f"\r\x1b[K{text[:100]}", end="", file=sys.stderr, flush=True)
 
 
 # Finding the calls
 
 
+_ARRAYS = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
+
+
 def _jaxpr(f: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """That of `f`; of what is not jitted, arguments other than arrays are as they are."""
-    if hasattr(f, "trace"):
+    if isinstance(f, type(jax.jit(_jaxpr))):
         return f.trace(*args, **kwargs).jaxpr.jaxpr
     leaves, tree = jax.tree.flatten((args, kwargs))
-    arrays = [at for at, leaf in enumerate(leaves) if hasattr(leaf, "shape")]
+    arrays = [at for at, leaf in enumerate(leaves) if isinstance(leaf, _ARRAYS)]
 
     def traced(*operands: Any) -> Any:
         filled = list(leaves)
@@ -121,7 +147,7 @@ def _jaxpr(f: Callable[..., Any], args: Any, kwargs: Any) -> Any:
             filled[at] = operand
         args, kwargs = jax.tree.unflatten(tree, filled)
         # What is returned need not be arrays.
-        return [x for x in jax.tree.leaves(f(*args, **kwargs)) if hasattr(x, "shape")]
+        return [x for x in jax.tree.leaves(f(*args, **kwargs)) if isinstance(x, _ARRAYS)]
 
     return jax.make_jaxpr(traced)(*[leaves[at] for at in arrays]).jaxpr
 
@@ -159,8 +185,9 @@ def _cases(jaxpr: Any) -> dict[Case, dict[str, Any]]:
         if implementation != "auto" and not isinstance(implementation, Tuning):
             continue
         case = _primitive.case_of(*[var.aval for var in equation.invars], **params)
-        sizes = (case.n, case.g, case.i, case.j)
-        if all(type(size) is int for size in sizes):  # a symbolic one can't be run
+        sizes = (case.n, case.g, case.i, case.j, *[a.size for a in case.axes])
+        sizes += tuple([size for a in case.axes for size in (a.taps, a.out)])
+        if all(type(size) is int and size > 0 for size in sizes):  # a symbolic one can't be run
             found.setdefault((case, params["both_gradients"]), params)
     result: dict[Case, dict[str, Any]] = {}
     for (case, both), params in found.items():
@@ -174,48 +201,34 @@ def _cases(jaxpr: Any) -> dict[Case, dict[str, Any]]:
 # Measuring
 
 
-class Candidate(NamedTuple):
-    """What is measured: by which lowerings, as what function."""
-
-    picks: Picks
-    function: Callable[..., Any]
-
-
-class Race(NamedTuple):
-    """What came of measuring some candidates."""
-
-    seconds: dict[Picks, float]  # of those that return the right numbers
-    left_out: list[str]
-
-
 def _tuned(
     case: Case, params: Mapping[str, Any], backend: str, device: Any, seconds: float
-) -> Pick | None:
-    """The fastest of the candidates; None if not even the default runs."""
+) -> tuple[Pick | None, list[str]]:
+    """The fastest of the candidates, and what was left out; none if not even the default runs."""
     cost = _costs.cost_of(backend, device.device_kind)
-    faces = ("lhs", "rhs") if case.what == "gradients" else (case.what,)
-    calls = {face: _call(face, case, backend) for face in faces}
-    operands = _operands(case, device)
+    faces = _faces(case)
     left_out: list[str] = []
-    singles: dict[str, dict[Picks, float]] = {}
-    for face, call in calls.items():
-        candidates = [
-            Candidate((choice,), _function((face,), (choice,), case, params))
-            for choice in _in_order(call, cost)
-        ]
-        race = _race(candidates, operands, seconds, case)
-        left_out += [f"{TITLES[face]}: {reason}" for reason in race.left_out]
-        singles[face] = race.seconds
-        if not race.seconds:
-            return None
-    if len(faces) == 1:
-        return _fastest(case, race.seconds, left_out)
-    pairs = [
-        Candidate(picks, _function(faces, picks, case, params))
-        for picks in _pairs([singles[face] for face in faces], list(calls.values()), cost)
-    ]
-    race = _race(pairs, operands, seconds, case)
-    return _fastest(case, race.seconds, left_out + race.left_out) if race.seconds else None
+    with _compat.exactly(case.lhs, case.rhs, case.out):
+        calls = [_call(face, case, backend) for face in faces]
+        operands = _operands(case, device)
+        most = _tolerance(case, backend == "cpu")
+
+        def race(faces: Sequence[str], picks: Sequence[Picks]) -> dict[Picks, float]:
+            functions = {pick: _function(faces, pick, case, params) for pick in picks}
+            times, reasons = _race(functions, operands, seconds, most)
+            title = TITLES[case.what if len(faces) > 1 else faces[0]]
+            left_out.extend([f"{title}: {reason}" for reason in reasons])
+            return times
+
+        singles = []
+        for face, call in zip(faces, calls, strict=True):
+            times = race((face,), [(choice,) for choice in _in_order(call, cost)])
+            if not times:
+                return None, left_out
+            singles.append(times)
+        if len(faces) > 1:
+            times = race(faces, _pairs(singles, calls, cost))
+    return _fastest(case, times, left_out) if times else None, left_out
 
 
 def _fastest(case: Case, times: dict[Picks, float], left_out: Sequence[str]) -> Pick:
@@ -254,22 +267,28 @@ def _pairs(singles: Sequence[dict[Picks, float]], calls: Sequence[Call], cost: A
 
 
 def _race(
-    candidates: Sequence[Candidate], operands: dict[str, Any], seconds: float, case: Case
-) -> Race:
-    """Medians of candidates called in turn; the first is the reference."""
+    functions: Mapping[Picks, Callable[..., Any]],
+    operands: dict[str, Any],
+    seconds: float,
+    most: float,
+) -> tuple[dict[Picks, float], list[str]]:
+    """Medians of functions called in turn, and why others are left out.
+
+    The first is the reference, from which the others may differ by `most`, see `_differences`.
+    """
     end = _clock() + seconds
     times: dict[Picks, list[float]] = {}
     runs: dict[Picks, Callable[[], Any]] = {}
     left_out = []
     expected: Any = None
-    for at, (picks, function) in enumerate(candidates):
+    for at, (picks, function) in enumerate(functions.items()):
         if at > 1 and _clock() > end:
             break
         try:
             run = partial(jax.jit(function).lower(operands).compile(), operands)
             result = jax.block_until_ready(run())
             expected = expected or result
-            wrong = _differences(result, expected, case)
+            wrong = _differences(result, expected, most)
         except Exception as e:  # whatever a backend may raise: it is not to be picked, then
             wrong = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
         if wrong:
@@ -293,7 +312,7 @@ def _race(
             order = _near({picks: float(np.median(times[picks][1:])) for picks in order})
     # The first call warms caches; it counts where there are no others.
     medians = {picks: float(np.median(own[1:] or own)) for picks, own in times.items()}
-    return Race(medians, left_out)
+    return medians, left_out
 
 
 def _near(times: dict[Picks, float]) -> list[Picks]:
@@ -314,11 +333,10 @@ def _sample(picks: Picks, run: Callable[[], Any], count: int) -> float:
     return (_clock() - start) / count
 
 
-def _differences(result: Any, expected: Any, case: Case) -> str:
+def _differences(result: Any, expected: Any, most: float) -> str:
     """In words, if there are any but those of rounding; `expected` may be the result itself."""
-    from jaxconvt._measure import difference, tolerance
+    from jaxconvt._measure import difference
 
-    most = max([tolerance(dtype) for dtype in (case.lhs, case.rhs, case.out)])
     for ours, theirs in zip(result, expected, strict=True):
         largest = difference(ours, theirs)
         if not largest <= most:
@@ -329,7 +347,29 @@ def _differences(result: Any, expected: Any, case: Case) -> str:
     return ""
 
 
+def _tolerance(case: Case, on_cpu: bool) -> float:
+    """The largest difference that rounding may make, of the largest magnitude in an array."""
+    from jaxconvt._measure import tolerance
+
+    most = max([tolerance(dtype, on_cpu) for dtype in (case.lhs, case.rhs, case.out)])
+    # Long sums, in float32 at least, are rounded more often.
+    return max(most, float(np.finfo(np.float32).eps) * _terms(case) ** 0.5) if most else most
+
+
+def _terms(case: Case) -> int:
+    """About how many products are in a sum."""
+    taps, size = (
+        math.prod([getattr(axis, name) for axis in case.axes]) for name in ("taps", "size")
+    )
+    terms: dict[str, int] = {"out": case.i * taps, "lhs": case.j * taps, "rhs": case.n * size}
+    return max([terms[face] for face in _faces(case)])
+
+
 # What is run
+
+
+def _faces(case: Case) -> tuple[str, ...]:
+    return ("lhs", "rhs") if case.what == "gradients" else (case.what,)
 
 
 def _call(face: str, case: Case, backend: str) -> Call:
@@ -403,18 +443,21 @@ def _operands(case: Case, device: Any) -> dict[str, Any]:
     """Random ones, of those arrays that are wanted; a short sequence again and again is enough."""
     from jaxconvt import _primitive
 
-    faces = ("lhs", "rhs") if case.what == "gradients" else (case.what,)
+    faces, terms = _faces(case), _terms(case)
     rng = np.random.default_rng(0)
     result = {}
     for array, struct in _structs(case).items():
         if not any(array in _primitive.OPERANDS[face] for face in faces):
             continue
         dtype = struct.dtype
-        numbers: np.ndarray[Any, Any] = rng.standard_normal(_REPEATED)
-        if jnp.issubdtype(dtype, jnp.integer):
+        # So that sums are neither too large for narrow dtypes, nor all true.
+        numbers: np.ndarray[Any, Any] = rng.standard_normal(_REPEATED) * terms**-0.25
+        if dtype == jnp.bool_:
+            numbers = rng.random(_REPEATED) < terms**-0.5
+        elif jnp.issubdtype(dtype, jnp.integer):
             numbers = rng.integers(0, 5, _REPEATED)
         elif jnp.issubdtype(dtype, jnp.complexfloating):
-            numbers = numbers + 1j * rng.standard_normal(_REPEATED)
+            numbers = numbers + 1j * rng.permutation(numbers)
         shape = [struct.shape[axis] for axis in _order(array, case)]
         result[array] = jax.device_put(np.resize(numbers.astype(dtype), shape), device)
     return result

@@ -104,8 +104,15 @@ def device_kind(platform: str) -> str:
 
 
 def platform_of_device(device: Any) -> str:
-    """The platform that JAX lowers for on a device."""
-    if device.platform != "gpu":
-        name: str = device.platform
-        return name
-    return "rocm" if "rocm" in str(device.client.platform_version).lower() else "cuda"
+    """The platform that JAX lowers for on a device; "other" if we know nothing of it."""
+    if device.platform == "gpu":
+        return "rocm" if "rocm" in str(device.client.platform_version).lower() else "cuda"
+    return device.platform if device.platform in ("cpu", "tpu") else "other"
+
+
+def traced_apart() -> AbstractContextManager[Any]:
+    """Where `jax.jit` traces anew, and keeps what it traces from what is traced elsewhere."""
+    from jax.experimental.xla_metadata import set_xla_metadata
+
+    scope: AbstractContextManager[Any] = set_xla_metadata(jaxconvt="autotune")
+    return scope

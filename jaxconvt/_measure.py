@@ -154,14 +154,14 @@ def difference(a: jax.Array, b: jax.Array) -> float:
     return math.inf if math.isnan(largest) else largest
 
 
-def tolerance(dtype: str) -> float:
+def tolerance(dtype: str, on_cpu: bool | None = None) -> float:
     """Of any dtype: that of complex numbers is their parts', and integers are exact."""
+    if on_cpu is None:
+        on_cpu = jax.default_backend() == "cpu"
     known = real_part(dtype) or jnp.dtype(dtype)
     if not jnp.issubdtype(known, jnp.inexact):
         return 0.0
-    if known.itemsize < 2:
-        return FLOAT8
-    return TOLERANCES[known.name][jax.default_backend() != "cpu"]
+    return FLOAT8 if known.itemsize < 2 else TOLERANCES[known.name][not on_cpu]
 
 
 def cores() -> int:

@@ -1,6 +1,7 @@
 """What was measured on some device, as data: the fastest lowering of each call, to be looked up."""
 
 import json
+import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -8,6 +9,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxlib.version import __version__ as jaxlib_version
 
 from jaxconvt._call import Choice
@@ -196,10 +198,10 @@ class Tuning:
         """
         try:
             data = json.loads(text)
-        except (TypeError, ValueError) as e:
+        except (RecursionError, TypeError, ValueError) as e:
             raise ValueError(f"text must be what Tuning.dumps made, got no JSON: {e}") from None
         version = data.get("jaxconvt_tuning") if isinstance(data, dict) else None
-        if version != VERSION:
+        if version != VERSION or type(version) is not int:
             raise ValueError(
                 f"text must be what Tuning.dumps made, of version {VERSION}, got version "
                 f"{version!r}; measure again with jaxconvt.autotune."
@@ -207,10 +209,12 @@ class Tuning:
         try:
             del data["jaxconvt_tuning"]
             picks = tuple([_from_json(pick) for pick in data.pop("picks")])
+            if len({pick.case for pick in picks}) < len(picks):
+                raise ValueError("a call twice")
             if not all(isinstance(value, str) for value in data.values()):
                 raise TypeError(f"names must be strings, got {data}")
             return Tuning(**data, picks=picks)
-        except (AttributeError, KeyError, TypeError, ValueError) as e:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as e:
             raise ValueError(
                 f"text must be what Tuning.dumps made, got something else in it: {e}"
             ) from None
@@ -239,25 +243,36 @@ def _to_json(pick: Pick) -> dict[str, Any]:
 
 
 def _from_json(data: dict[str, Any]) -> Pick:
-    data = dict(data)
+    data = dict(data.items())
     axes = tuple([_typed(Axis, axis) for axis in data.pop("axes")])
     choices = tuple([_typed(Choice, choice) for choice in data.pop("choices")])
-    more = {name: data.pop(name) for name in ("seconds", "default_seconds", "left_out")}
+    seconds, default_seconds = float(data.pop("seconds")), float(data.pop("default_seconds"))
+    left_out = data.pop("left_out")
     case = _typed(Case, {"axes": axes, **data})
-    if case.what not in TITLES:
-        raise ValueError(f"what must be one of {', '.join(TITLES)}, got {case.what!r}")
-    if len(choices) != (2 if case.what == "gradients" else 1):
-        raise ValueError(f"{len(choices)} choices for {case.what!r}")
+    wrong = {
+        f"what {case.what!r}": case.what not in TITLES,
+        f"{len(choices)} choices": len(choices) != (2 if case.what == "gradients" else 1),
+        f"left_out {left_out!r}": not (
+            isinstance(left_out, list) and all(isinstance(reason, str) for reason in left_out)
+        ),
+        f"seconds {seconds} and {default_seconds}": not (
+            math.isfinite(seconds) and math.isfinite(default_seconds)
+            and min(seconds, default_seconds) >= 0
+        ),
+        "a size below 0": min(
+            [case.n, case.g, case.i, case.j, *[s for a in axes for s in (a.size, a.taps)]]
+        ) < 0,
+        "a stride or dilation below 1": any(min(a.stride, a.dilation) < 1 for a in axes),
+    }  # fmt: skip
     for choice in choices:
-        if choice.name not in LOWERINGS:
-            raise ValueError(f"there is no lowering {choice.name!r}")
-    times = more["seconds"], more["default_seconds"]
-    if not all(type(time) in (int, float) for time in times):
-        raise TypeError(f"seconds must be numbers, got {times}")
-    left_out = tuple(more["left_out"])
-    if not all(isinstance(reason, str) for reason in left_out):
-        raise TypeError(f"left_out must hold strings, got {left_out}")
-    return Pick(case, choices, float(times[0]), float(times[1]), left_out)
+        known = choice.name in LOWERINGS and 0 <= choice.gathered <= len(axes)
+        wrong[f"the lowering {choice}"] = not known or choice.chunks < 1
+    for what, is_wrong in wrong.items():
+        if is_wrong:
+            raise ValueError(what)
+    for dtype in (case.lhs, case.rhs, case.out):
+        jnp.dtype(dtype)  # or a TypeError
+    return Pick(case, choices, seconds, default_seconds, tuple(left_out))
 
 
 def _typed(kind: Any, data: dict[str, Any]) -> Any:
