@@ -2,8 +2,9 @@
 
 from __future__ import annotations  # `help` then shows them as they are written here
 
+import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from jax.typing import ArrayLike, DTypeLike
@@ -29,6 +30,7 @@ def conv_transpose(
     output_shape: Sequence[int] | None = None,
     out_sharding: Any = None,
     implementation: str | Tuning = "dilated",
+    **unknown: NoReturn,
 ) -> jax.Array:
     """N-d transposed (fractionally strided) convolution; a drop-in for `jax.lax.conv_transpose`.
 
@@ -117,6 +119,8 @@ def conv_transpose(
     Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning
     (https://arxiv.org/abs/1603.07285), chapter 4; `jax.lax.conv_transpose`.
     """
+    if unknown:
+        raise _spec.unexpected(next(iter(unknown)), _SIGNATURE)
     lhs, rhs, spec = _spec.read(
         lhs,
         rhs,
@@ -159,3 +163,10 @@ def conv_transpose(
                 f"{implementation!r}."
             )
     return _default.conv(lhs, rhs, spec, precision, preferred_element_type, out_sharding)
+
+
+# Without what is there for a hint alone.
+_SIGNATURE = inspect.signature(conv_transpose)
+_SIGNATURE = _SIGNATURE.replace(parameters=list(_SIGNATURE.parameters.values())[:-1])
+conv_transpose.__signature__ = _SIGNATURE  # type: ignore[attr-defined]
+del conv_transpose.__annotations__["unknown"]

@@ -122,7 +122,10 @@ _READ = (
 
 def call_arguments(*args: Any, **kwargs: Any) -> tuple[Array, Array, Spec, dict[str, Any]]:
     """Operands, `Spec` and all arguments of a call, for which shapes and dtypes are enough."""
-    call = inspect.signature(conv_transpose).bind(*args, **kwargs)
+    signature = inspect.signature(conv_transpose)
+    if unknown := [name for name in kwargs if name not in signature.parameters]:
+        raise _spec.unexpected(unknown[0], signature)
+    call = signature.bind(*args, **kwargs)
     call.apply_defaults()
     given = call.arguments
     how = {name: given[name] for name in _READ}

@@ -4,6 +4,7 @@ Everything that can be wrong with a call is found here, where the argument is
 understood, at trace time. Lowerings receive a `Spec` and arrays, and parse nothing.
 """
 
+import inspect
 import math
 import operator
 from collections.abc import Iterable
@@ -138,6 +139,33 @@ def _try_numerics(dtype: Any, name: str, value: Any, *mode: Any) -> None:
     jax.eval_shape(
         lambda lhs, rhs: conv_general_dilated(lhs, rhs, (), (), **{name: value}), one, one
     )
+
+
+# What other libraries call it.
+_ELSEWHERE = {
+    "data_format": "dimension_numbers",
+    "dilation": "rhs_dilation",
+    "dilation_rate": "rhs_dilation",
+    "filters": "rhs",
+    "groups": "feature_group_count",
+    "input": "lhs",
+    "kernel": "rhs",
+    "kernel_dilation": "rhs_dilation",
+    "lhs_dilation": "strides",
+    "stride": "strides",
+    "weight": "rhs",
+    "window_strides": "strides",
+}
+
+
+def unexpected(name: str, signature: inspect.Signature) -> TypeError:
+    """The error for an argument that there is not, with a hint at the one that may be meant."""
+    import difflib  # which nobody needs whose call is right
+
+    close = difflib.get_close_matches(name, signature.parameters, 1)
+    meant = _ELSEWHERE.get(name) or (close[0] if close else "")
+    hint = f"; did you mean {meant}?" if meant else ""
+    return TypeError(f"conv_transpose() got an unexpected keyword argument {name!r}{hint}")
 
 
 # Static numbers

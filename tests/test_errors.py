@@ -417,6 +417,23 @@ class ErrorsTest(parameterized.TestCase):
         names = row.arguments(0) if callable(row.arguments) else row.arguments
         self.assertTrue({"lhs", "rhs", *names} & set(row.message.replace(",", "").split()))
 
+    @parameterized.product(
+        hint=(
+            ("groups", "; did you mean feature_group_count?"),
+            ("stride", "; did you mean strides?"),
+            ("kernel", "; did you mean rhs?"),
+            ("implementaton", "; did you mean implementation?"),
+            ("colour", ""),
+        ),
+        function=(jaxconvt.conv_transpose, jaxconvt.explain),
+    )
+    def test_arguments_of_other_libraries(self, hint, function):
+        name, meant = hint
+        with self.assertRaises(TypeError) as raised:
+            function(LHS, RHS, (2, 2), "SAME", **{name: 2})
+        expected = f"conv_transpose() got an unexpected keyword argument {name!r}{meant}"
+        self.assertEqual(str(raised.exception), expected)
+
     def test_without_assertions(self):
         # `python -O` strips assert statements: nothing may hang on one.
         done = subprocess.run(
