@@ -299,7 +299,9 @@ class TransformsTest(parameterized.TestCase):
             for text in (lhs_sizes, rhs_sizes)
         ]
         names = sorted(set("ebhcj") & set(lhs_sizes + rhs_sizes))
-        for implementation in util.IMPLEMENTATIONS:
+        # Gradients of each example are made of all faces, in all ways that a batch joins them.
+        every = transform == "grad"
+        for implementation in util.IMPLEMENTATIONS if every else ("dilated", "auto", "col2im"):
             f = jax.jit(mapped(implementation))
             if "h" in names and implementation not in ("dilated", "auto"):
                 with self.assertRaisesRegex(ValueError, "for symbolic spatial"):
