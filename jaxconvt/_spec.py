@@ -165,6 +165,8 @@ def unexpected(name: str, signature: inspect.Signature) -> TypeError:
     close = difflib.get_close_matches(name, signature.parameters, 1)
     meant = _ELSEWHERE.get(name) or (close[0] if close else "")
     hint = f"; did you mean {meant}?" if meant else ""
+    if name in ("bias", "b"):
+        hint = "; add it to the result"
     return TypeError(f"conv_transpose() got an unexpected keyword argument {name!r}{hint}")
 
 
@@ -654,13 +656,22 @@ def _meant(
     if transpose_kernel:
         here, there = there, here
     layout = "or dimension_numbers that say where rhs has its channels?"
+    last = len(lhs_shape) - 1
+    first = dn.lhs_spec[1] == last and type(here) is int and lhs_shape[1] == here
+    plain = _layout(last - 1, "{0}IO")
+    if dn.lhs_spec[1] == last and max(o_axis, i_axis) == last and lhs_shape[1] == rhs_shape[0]:
+        both = f" and transpose_kernel=True; if it is not, {plain}" if first else ""
+        both = both or " and transpose_kernel=True"
+        return f" Is rhs PyTorch's? If so, {_layout(last - 1, 'OI{0}')}{both}."
     if there == features:
         flipped = "" if transpose_kernel else " (a forward convolution's kernel, which is flipped)"
         return f" Did you mean transpose_kernel={not transpose_kernel}{flipped}, {layout}"
     if groups > 1 and not transpose_kernel and rhs_shape[i_axis] == features:
         return " With groups, rhs has the in features of one of them."
-    if dn.lhs_spec[1] == len(lhs_shape) - 1 and type(here) is int and lhs_shape[1] == here:
-        return " Are the channels of lhs in axis 1? If so, " + _layout(len(lhs_shape) - 2, "{0}IO")
+    if groups > 1 and transpose_kernel and rhs_shape[i_axis] == features:
+        return " Are the letters I and O of its dimension_numbers exchanged?"
+    if first:
+        return f" Are the channels of lhs in axis 1? If so, {plain}."
     if features in rhs_shape[:i_axis]:
         axis = rhs_shape.index(features)
         # PyTorch's in channels are the first axis.
@@ -673,6 +684,6 @@ def _layout(n: int, rhs: str) -> str:
     """What to pass for channels first, `rhs` of a plain kernel."""
     spatial = {1: "H", 2: "HW", 3: "DHW"}.get(n)
     if spatial is None:
-        return "say so by dimension_numbers."
+        return "say so by dimension_numbers"
     names = f"NC{spatial}", rhs.format(spatial), f"NC{spatial}"
-    return f"pass dimension_numbers={names}."
+    return f"pass dimension_numbers={names}"

@@ -309,6 +309,20 @@ TABLE = [
           "(4, 6, 3, 2)", 4, 3, " Are they in axis 0 of rhs? If so, say so by dimension_numbers; "
           "PyTorch's kernels are 'OIHW' with transpose_kernel=True."),
           rhs=np.zeros((4, 6, 3, 2), np.float32)),
+    value("channels of PyTorch's arrays", CHANNELS.replace("1, 5", "1, 8").format("4 in",
+          "4 channels", 5, 2, "(8, 3, 5, 6)", 4, 3, " Is rhs PyTorch's? If so, pass "
+          "dimension_numbers=('NCHW', 'OIHW', 'NCHW') and transpose_kernel=True."),
+          lhs=np.zeros((1, 8, 4, 4), np.float32), rhs=np.zeros((8, 3, 5, 6), np.float32)),
+    value("channels of PyTorch's arrays or not", CHANNELS.replace("1, 5", "1, 8").format("4 out",
+          "4 channels", 8, 3, "(8, 3, 5, 8)", 4, 3, " Is rhs PyTorch's? If so, pass "
+          "dimension_numbers=('NCHW', 'OIHW', 'NCHW') and transpose_kernel=True; if it is not, pass "
+          "dimension_numbers=('NCHW', 'HWIO', 'NCHW')."), transpose_kernel=True,
+          lhs=np.zeros((1, 8, 4, 4), np.float32), rhs=np.zeros((8, 3, 5, 8), np.float32)),
+    value("channels of groups exchanged", CHANNELS.replace("1, 5", "1, 4").format("4 out",
+          "4 channels", 3, 1, "(4, 3, 5, 5)", 4, 1, " Are the letters I and O of its "
+          "dimension_numbers exchanged?"), transpose_kernel=True, feature_group_count=2,
+          lhs=np.zeros((1, 4, 4, 4), np.float32), rhs=np.zeros((4, 3, 5, 5), np.float32),
+          dimension_numbers=("NCHW", "IOHW", "NCHW")),
     # Yes or no.
     *(
         row
@@ -423,6 +437,7 @@ class ErrorsTest(parameterized.TestCase):
             ("stride", "; did you mean strides?"),
             ("kernel", "; did you mean rhs?"),
             ("implementaton", "; did you mean implementation?"),
+            ("bias", "; add it to the result"),
             ("colour", ""),
         ),
         function=(jaxconvt.conv_transpose, jaxconvt.explain),
