@@ -315,8 +315,8 @@ TABLE = [
           lhs=np.zeros((1, 8, 4, 4), np.float32), rhs=np.zeros((8, 3, 5, 6), np.float32)),
     value("channels of PyTorch's arrays or not", CHANNELS.replace("1, 5", "1, 8").format("4 out",
           "4 channels", 8, 3, "(8, 3, 5, 8)", 4, 3, " Is rhs PyTorch's? If so, pass "
-          "dimension_numbers=('NCHW', 'OIHW', 'NCHW') and transpose_kernel=True; if it is not, pass "
-          "dimension_numbers=('NCHW', 'HWIO', 'NCHW')."), transpose_kernel=True,
+          "dimension_numbers=('NCHW', 'OIHW', 'NCHW') and transpose_kernel=True; if it is not, "
+          "pass dimension_numbers=('NCHW', 'HWIO', 'NCHW')."), transpose_kernel=True,
           lhs=np.zeros((1, 8, 4, 4), np.float32), rhs=np.zeros((8, 3, 5, 8), np.float32)),
     value("channels of groups exchanged", CHANNELS.replace("1, 5", "1, 4").format("4 out",
           "4 channels", 3, 1, "(4, 3, 5, 5)", 4, 1, " Are the letters I and O of its "
