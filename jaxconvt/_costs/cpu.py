@@ -35,6 +35,7 @@ class Rates:
     kernel: float  # per flop of XLA's kernel gradient of it, or of a filter gradient
     unstrided: float  # the same in 2-D with neither strides, dilation nor groups
     byte: float  # of operands and result
+    turned: float  # per byte of those that have their channels first, for a product
     copied: float  # per byte of patches of lhs
     folded: float  # per byte of Y (`_lowerings.col2im`), or of another intermediate of the value
     unfolded: float  # per byte of U, or of another intermediate of a gradient
@@ -64,6 +65,7 @@ RATES = Rates(
     kernel=1e-9,
     unstrided=3.3e-11,
     byte=0.75e-10,
+    turned=1.5e-10,
     copied=0.8e-10,
     folded=1.2e-10,
     unfolded=1e-10,
@@ -123,6 +125,10 @@ class Cpu(Cost):
             gemm = rates.elementwise * (2.5 if call.face == "rhs" else 1.0)
         time += work.product_flops * gemm + _sums(call, work, rates)
         time += work.patches * copied + (work.made * narrow + work.rearranged) * moved
+        if call.taps_last and work.products and call.face != "rhs":
+            # Channels first, it seems: XLA's convolutions take that as it is, products do not.
+            turned = rates.turned * (1.0 if call.face == "out" else 1.7)
+            time += (call.lhs_bytes + call.out_bytes) * turned
         fused = single and call.face == "lhs"  # multiplied and added up at once
         return time + (0.0 if work.convolution or fused else _fresh(work.temp, rates))
 
