@@ -3,8 +3,7 @@
 import json
 import math
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -135,15 +134,14 @@ class Tuning:
     def __or__(self, other: "Tuning") -> "Tuning":
         if not isinstance(other, Tuning):
             return NotImplemented
-        for name, (mine, theirs) in _measured_on(self, other):
+        for name in [field.name for field in fields(self)[:-1]]:
+            mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 raise ValueError(
                     f"tunings to be merged must be of one {name}, got {mine!r} and {theirs!r}; "
                     f"keep one file for each."
                 )
-        return Tuning(
-            self.backend, self.device_kind, self.jax, self.jaxlib, self.picks + other.picks
-        )
+        return replace(self, picks=self.picks + other.picks)
 
     def choice(
         self, case: Case, both_gradients: bool, platform: str, device_kind: str
@@ -221,11 +219,6 @@ class Tuning:
 
 
 _warned: set[tuple[str, ...]] = set()
-
-
-def _measured_on(*tunings: Tuning) -> Iterable[tuple[str, tuple[str, ...]]]:
-    names = [field.name for field in fields(Tuning)[:-1]]
-    return [(name, tuple([getattr(tuning, name) for tuning in tunings])) for name in names]
 
 
 # JSON
