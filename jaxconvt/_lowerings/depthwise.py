@@ -34,11 +34,10 @@ class Depthwise(Lowering):
     def forms(self, call: Call) -> Sequence[Choice]:
         one_each = type(call.g) is int and call.g > 1 and type(call.i) is int and call.i == 1
         made = one_each and _terms(call.axes) <= TERMS
-        whole = Choice(self.name)
-        chunked = (
-            _chunks.chunked(call, whole, _temp) if made and call.static and _temp(call) else whole
-        )
-        return list(dict.fromkeys([whole, chunked])) if made else []
+        forms = [Choice(self.name)] if made else []
+        if made and call.static:
+            forms.append(_chunks.chunked(call, forms[0], _temp))
+        return list(dict.fromkeys(forms))
 
     def work(self, call: Call, choice: Choice) -> Work:
         return Work(sums=_terms(call.axes), sum_flops=call.flops, operations=4, temp=_temp(call))
