@@ -1,8 +1,7 @@
-"""`python -m jaxconvt`: is it jax.lax.conv_transpose on this machine, and how much faster?
+"""`python -m jaxconvt`: does it equal jax.lax on this machine, and how much faster is it?
 
-For layers of real models, on the default backend: the results of jax.lax and of each
-implementation compared, and their times, measured in turn so that all see the same
-machine.
+It runs layers of real models on the default backend. It compares the results and the times of the
+default and of "auto" with jax.lax's. They are called in turn, so that all see the same machine.
 """
 
 import argparse

@@ -34,9 +34,9 @@ def conv_transpose(
 ) -> jax.Array:
     """N-d transposed (fractionally strided) convolution; a drop-in for `jax.lax.conv_transpose`.
 
-    With the positional arguments alone it is `jax.lax.conv_transpose`: one
-    `lax.conv_general_dilated` with `lhs_dilation=strides`, and the same values, gradients,
-    dtypes and weak types, to the bit. The keyword-only arguments are beyond jax.lax.
+    With the positional arguments alone it is `jax.lax.conv_transpose`: it makes the same call
+    of `lax.conv_general_dilated`, with `lhs_dilation=strides`. The values, gradients, dtypes and
+    weak types are the same, to the bit. jax.lax does not have the keyword-only arguments.
 
     Along each spatial axis, for lhs size `i`, kernel size `k`, stride `s`, dilation `d`,
     `e = (k-1)*d + 1` and padding `(lo, hi)`::
@@ -62,12 +62,12 @@ def conv_transpose(
         `(spatial..., in channels / groups, out channels)`. It is not flipped.
       strides: `n` positive integers, the spacing in output elements between
         neighbouring lhs elements.
-      padding: 'SAME' (size `i*s`) or 'VALID' (size `(i-1)*s + max(e, s)`), which are the
-        padding of the forward convolution that this transposes; or `n` pairs `(lo, hi)`
-        of integers, the padding of the stride-dilated lhs; they may be negative. Also
-        'SAME_LOWER' and lower-case names, likewise the forward convolution's, but where
-        every stride is 1 jax.lax accepts those as a plain convolution's padding, and
-        then, unless `use_consistent_padding` or `output_shape` is given, so it is here.
+      padding: 'SAME' (size `i*s`), 'VALID' (size `(i-1)*s + max(e, s)`), or `n` pairs
+        `(lo, hi)` of integers. A name is the padding of the forward convolution that this
+        transposes. A pair is the padding of the stride-dilated lhs, and may be negative.
+        'SAME_LOWER' and lower-case names are accepted, too. If every stride is 1, jax.lax
+        takes those as the padding of a plain convolution. So does this function, unless
+        `use_consistent_padding` or `output_shape` is given.
         With `use_consistent_padding`, a sequence may hold names as well as pairs.
       rhs_dilation: `n` positive integers, the spacing of the kernel's taps in output
         elements; None means 1.
@@ -80,32 +80,32 @@ def conv_transpose(
       precision: None, a `jax.lax.Precision`, a string, or a pair of those.
       preferred_element_type: dtype to accumulate in and return, or None for the default.
       use_consistent_padding: if True, pairs too are the padding of the forward
-        convolution, `(e-1-lo, e-1-hi)` in terms of the above; this is PyTorch's `padding`.
-        Available on every JAX, though jax.lax has it from 0.9.
+        convolution: `(e-1-lo, e-1-hi)`, with `lo` and `hi` as above. PyTorch's `padding`
+        means the same. It works on every JAX; jax.lax has it since 0.9.
       feature_group_count: number of groups that the channels are divided in, each with
         its own kernel; the channels of lhs and of the output must be multiples of it.
-      output_padding: `n` integers, `0 <= r < max(s, d)`, elements added to the output's
-        high end (they are computed, not zeros), as in PyTorch.
-      output_shape: `n` integers, the spatial sizes of the output, for 'SAME', 'VALID', or
-        pairs with `use_consistent_padding=True`; it must be a size that the forward
-        convolution takes to lhs's. The result is the gradient of that convolution, given
-        its kernel with `transpose_kernel=True`.
+      output_padding: `n` integers `r`, with `0 <= r < max(s, d)`: how many elements to add
+        to the output's high end, as in PyTorch. They are computed, not zeros.
+      output_shape: `n` integers, the spatial sizes of the output. It needs padding by name,
+        or pairs with `use_consistent_padding=True`. The forward convolution must map these
+        sizes to those of lhs. Given the kernel of that convolution, with
+        `transpose_kernel=True`, the result is its gradient.
       out_sharding: sharding of the output under explicit sharding, as in
         `lax.conv_general_dilated`, on versions of JAX where that takes it.
       implementation: "dilated", the default, is jax.lax's own lowering. The others compute the
-        same function, with the same gradients, to within rounding: "strided" (the gradients of
-        the strided convolution that this transposes, which cuDNN has calls for), "depthwise" (a
-        sum over taps, for one lhs channel a group), "col2im" (a product of matrices, whose
-        results are folded) and "polyphase" (stride-1 convolutions, whose results are
-        interleaved). What one of these can't make, "col2im" makes: the kernel gradient of
-        "polyphase", calls of "depthwise" that are none, and convolutions that XLA would divide
-        wrongly among devices. "auto" picks one for the value and for each gradient, by
-        estimated cost on the platform lowered for. Its intermediates stay within four times the
-        operands and the result, or 32 MiB, unless that cost more than half of the speed; on one
-        device, large batches are taken in chunks, so that they do. `jaxconvt.explain` says what
-        is picked and why. A `Tuning`, which `jaxconvt.autotune` makes, picks what was measured to
-        be fastest, and is "auto" for what was not measured. For symbolic spatial sizes "auto" is
-        "dilated", and the other names are errors.
+        same function and the same gradients, to within rounding. "strided" makes the gradients
+        of the strided convolution that this transposes; cuDNN has calls for those. "depthwise"
+        sums over taps, for one lhs channel a group. "col2im" multiplies matrices and folds the
+        results. "polyphase" makes stride-1 convolutions and interleaves the results. "col2im"
+        makes what another can't: the kernel gradient for "polyphase", calls that are not
+        depthwise for "depthwise", and convolutions that XLA would divide wrongly among devices.
+        "auto" picks one for the value and one for each gradient, by estimated cost on the
+        platform lowered for. Its intermediates stay within four times the operands and the
+        result, or 32 MiB, unless that would cost more than half of the speed. To stay within, it
+        takes large batches in chunks on one device. `jaxconvt.explain` says what it picks, and
+        why. A `Tuning`, made by `jaxconvt.autotune`, picks what was measured to be fastest; a
+        call that was not measured uses "auto". For symbolic spatial sizes "auto" is "dilated",
+        and the other names are errors.
 
     Returns:
       The array of rank `n + 2`, by default `(batch, spatial..., out channels)`.

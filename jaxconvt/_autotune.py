@@ -22,11 +22,11 @@ from jaxconvt._tuning import TITLES, Case, Pick, Tuning, this_device
 Picks = tuple[Choice, ...]  # of one face, or of both gradients
 T = TypeVar("T")
 
-TIE = 1.03  # times as fast as the default's, or what is measured is noise
-SLOW = 1.5  # times the least: not called again
-ROUNDS = 3, 20  # in which each is called, at least and at most
-SAMPLE = 1e-3  # seconds of calls, one after the other, that are one measurement
-PAIRS = 6  # of gradients that are measured together
+TIE = 1.03  # a pick must be so many times as fast as the default's: less may be noise
+SLOW = 1.5  # a candidate that takes more than so many times the least is not called again
+ROUNDS = 3, 20  # the least and the most rounds: each round calls every candidate
+SAMPLE = 1e-3  # about how many seconds of calls, one after the other, are one measurement
+PAIRS = 6  # how many pairs of gradients are measured together, besides the default's and auto's
 
 
 def autotune(
@@ -37,31 +37,31 @@ def autotune(
     device: jax.Device | None = None,
     **kwargs: Any,
 ) -> Tuning:
-    """Measures every lowering of every `conv_transpose` in a function, and keeps the fastest.
+    """Measures the lowerings of each `conv_transpose` in a function, and keeps the fastest.
 
-    `f` is traced, not run. Each call in it with `implementation="auto"`, or a `Tuning`, at any
-    depth, is measured once: its value, and its gradients where `f` takes them. Pass a whole
-    training step, so that gradients are found. Candidates run on random arrays, in turn; what
-    returns other numbers than jax.lax's own lowering, or fails, is left out. That lowering is kept
-    unless another is faster by 3%.
+    `f` is traced, not run. Each call in it that has "auto" or a `Tuning` as `implementation` is
+    measured, at any depth: its value, and those of its gradients that `f` takes. Equal calls are
+    measured once. Pass a whole training step, so that gradients are found. The candidates run in
+    turn, on random arrays. A candidate is left out if it fails, or if its numbers differ from
+    those of jax.lax's own lowering. That lowering is kept unless another is faster by 3%.
 
-    Of several processes let one measure, and send the others what `Tuning.dumps` returns, so that
-    all run the same program. A call on divided arrays is measured as on one device.
+    With several processes, let one measure, and send the others what `Tuning.dumps` returns, so
+    that all run the same program. A call on divided arrays is measured as if on one device.
 
     Args:
       f: a function, jitted or not, with calls to tune.
-      *args, **kwargs: its arguments; where arrays are wanted `jax.ShapeDtypeStruct`s will do. Give
-        it arguments named `seconds` or `device` by `functools.partial`.
-      seconds: for each value, gradient, and pair of gradients, after how many seconds no further
-        candidate is tried. Compiling counts.
+      *args, **kwargs: its arguments; a `jax.ShapeDtypeStruct` may stand for an array. If `f` has
+        arguments named `seconds` or `device`, give it those by `functools.partial`.
+      seconds: a time limit for each value, each gradient and each pair of gradients. After it no
+        further candidate is tried. It includes compiling.
       device: where to measure; None is JAX's default device, of this process.
 
     Returns:
       A `Tuning`, for `implementation=`, `install` and `installed`.
 
     Raises:
-      TypeError: an argument is traced, as inside `jax.jit`, or `device` is none.
-      ValueError: there is no such call in `f`, or nothing could be measured.
+      TypeError: an argument is traced, as inside `jax.jit`, or `device` is not a device.
+      ValueError: `f` has no such call, no call could be measured, or `seconds` is below 0.
 
     Example:
 
@@ -74,7 +74,7 @@ def autotune(
     >>> [pick.case.what for pick in tuning.picks]
     ['out']
 
-    Source: the measuring that XLA does of its own kernels on GPU, above it.
+    Source: XLA measures its own kernels on GPU in this way; this measures lowerings.
     """
     for leaf in jax.tree.leaves((args, kwargs)):
         if isinstance(leaf, _compat.Tracer):
@@ -92,8 +92,8 @@ def autotune(
         cases = _cases(_jaxpr(f, args, kwargs))
     if not cases:
         raise ValueError(
-            "f must have a conv_transpose with implementation='auto' in it, of arrays whose sizes "
-            "are numbers above 0, and autotune found none: pass implementation='auto', or call "
+            "f must call conv_transpose with implementation='auto', on arrays whose "
+            "sizes are numbers above 0, got no such call: pass implementation='auto', or call "
             "jaxconvt.install() first."
         )
     picks, lost = [], []
@@ -135,7 +135,7 @@ _ARRAYS = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
 
 
 def _jaxpr(f: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """That of `f`; of what is not jitted, arguments other than arrays are as they are."""
+    """The jaxpr of `f`. Unless `f` is jitted, it gets arguments that are no arrays as they are."""
     if isinstance(f, type(jax.jit(_jaxpr))):
         return f.trace(*args, **kwargs).jaxpr.jaxpr
     leaves, tree = jax.tree.flatten((args, kwargs))
@@ -173,7 +173,7 @@ def _inner(value: Any) -> Iterator[Any]:
 
 
 def _cases(jaxpr: Any) -> dict[Case, dict[str, Any]]:
-    """What is to be measured, each once, and the parameters of the primitive for it."""
+    """The cases to measure, each once, and the parameters of the primitive for each."""
     from jaxconvt import _primitive  # late, as in `_api`
 
     found: dict[tuple[Case, bool], dict[str, Any]] = {}
@@ -342,7 +342,7 @@ def _differences(result: Any, expected: Any, most: float) -> str:
         if not largest <= most:
             return (
                 f"its largest difference from the default is {largest:.0e} of the largest "
-                f"magnitude, over {most:.0e}"
+                f"magnitude, more than {most:.0e}"
             )
     return ""
 
@@ -404,7 +404,10 @@ def _structs(case: Case) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _order(array: str, case: Case) -> tuple[int, ...]:
-    """The primitive's axes as the caller's array has them, it seems: last, where the taps are."""
+    """The order in which the caller's array seems to have the primitive's axes.
+
+    If rhs has its taps last, the spatial axes of every array seem to be last.
+    """
     n = len(case.axes)
     first = 0 if array == "rhs" else 1  # of the spatial ones
     spatial = range(first, first + n)

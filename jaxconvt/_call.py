@@ -1,8 +1,8 @@
-"""What a lowering is asked to make, and what it says of how: plain data, no arrays.
+"""What a lowering is asked to make, and how much work that is: plain data, no arrays.
 
-A `Call` is one face of one transposed convolution, in the letters of `_primitive`. A `Choice`
-is a lowering of it and the form that this takes. A `Work` is what that does, as counts, which
-know nothing of any platform; what they cost is in `_costs`.
+A `Call` is one face of one transposed convolution, in the letters of `_primitive`. A `Choice` is
+a lowering and the form that it takes. A `Work` counts what a lowering does in that form. `_costs`
+has what these counts cost on each platform.
 """
 
 import math
@@ -54,10 +54,11 @@ class Call(NamedTuple):
     def convolvable(self) -> bool:
         """Whether XLA may be given convolutions, and not only products of matrices.
 
-        Where it has as many groups as there are devices, and where rows are divided, XLA divides
-        a convolution among devices wrongly, or ends the process. On CPU products are as fast.
-        It has no symbolic number of groups. On GPU it has no convolutions of integers, and ends
-        the process on more than three spatial dimensions. Of none, JAX 0.5 is wrong about groups.
+        XLA divides a convolution among devices wrongly, or ends the process, if there are as many
+        groups as devices, or if rows are divided. On CPU no divided call gets one, as products
+        are as fast. On GPU XLA has no convolutions of integers, and ends the process on more than
+        three spatial dimensions. A convolution can't have a symbolic number of groups. JAX 0.5 is
+        wrong about groups where there are no spatial dimensions.
         """
         divided = not self.single_device and (self.g != 1 or self.platform == "cpu")
         known = self.kind != "integer" and len(self.axes) < 4
@@ -66,9 +67,9 @@ class Call(NamedTuple):
 
     @property
     def lhs_divisible(self) -> bool:
-        """Whether a result of the size of lhs may be a sum of several of that size.
+        """Whether this face, if it is the lhs gradient, may be made as a sum of several parts.
 
-        Devices that divide j have to sum each of them over each other.
+        Devices that divide j sum each part among themselves, so there they make only one.
         """
         return self.face != "lhs" or self.single_device
 
@@ -86,17 +87,17 @@ class Call(NamedTuple):
 
     @property
     def contributions(self) -> int:
-        """Of all taps: elements of Y or U (see `_lowerings.col2im`), with no axis gathered."""
+        """Elements of Y or U (see `_lowerings.col2im`), with no axis gathered."""
         return self.n * self.g * self.extent("size") * self.extent("taps") * self.j
 
     @property
     def flops(self) -> float:
-        """Of multiply-adds, two each, none of them with a zero that was put in."""
+        """Two for each multiply-add, without those by zeros between elements of lhs."""
         return 2.0 * self.contributions * self.i
 
     @property
     def stuffed_flops(self) -> float:
-        """The same over the lhs with zeros between its elements."""
+        """The same, with those by zeros between elements of lhs."""
         return 2.0 * self.n * self.g * self.extent("out") * self.extent("taps") * self.i * self.j
 
     @property
@@ -126,12 +127,12 @@ class Call(NamedTuple):
 class Convolution(NamedTuple):
     """Convolutions as XLA is given them; several of one form are counted together."""
 
-    # "forward" (no zeros between the elements of its operands), "dilated" (those of lhs have),
-    # "kernel gradient" (its window is the image), or what cuDNN has a call for:
-    # "input gradient", "filter gradient".
+    # "forward" (no operand has zeros between its elements), "dilated" (lhs has zeros between its
+    # elements), "kernel gradient" (the window is the image), or one that cuDNN has a call for:
+    # "input gradient" or "filter gradient".
     form: str
     flops: float  # as `Call.flops`
-    windows: int  # bytes of every window that is multiplied, see `packed`
+    windows: int  # bytes of all windows together, see `packed`
     calls: int = 1
 
 
@@ -139,21 +140,21 @@ class Work(NamedTuple):
     """What a lowering does in one face, in one chunk of the batch, besides reading and writing."""
 
     convolution: Convolution | None = None
-    products: int = 0  # of matrices ...
-    product_flops: float = 0.0  # ... together
-    sums: int = 0  # terms of sums that are written out ...
-    sum_flops: float = 0.0  # ... together
+    products: int = 0  # how many products of matrices
+    product_flops: float = 0.0  # of all products together
+    sums: int = 0  # how many terms, in sums that are written out
+    sum_flops: float = 0.0  # of all terms together
     patches: int = 0  # bytes of copies of lhs
     made: int = 0  # bytes of Y or U (see `_lowerings.col2im`), or of what is interleaved
     rearranged: int = 0  # bytes of operands put in another order
-    operations: int = 0  # that are started, beyond one
-    temp: int = 0  # bytes of intermediates, about what XLA was seen to allocate for all
-    view: tuple[Any, ...] = ()  # of the cotangent: gradients of one view share it, ...
-    viewed: int = 0  # ... bytes
+    operations: int = 0  # how many are started, beyond one
+    temp: int = 0  # bytes of all intermediates, about as XLA was seen to allocate them
+    view: tuple[Any, ...] = ()  # how it rearranges the cotangent: two gradients may share that
+    viewed: int = 0  # bytes of the cotangent so rearranged
 
 
 def packed(count: int, channels: int, itemsize: int) -> int:
-    """Bytes of rows of channels; to find one costs some, and vectors have to fit in it."""
+    """Bytes of rows of channels: 24 more to find each, and twice as many if vectors don't fit."""
     return count * (channels * itemsize * (2 if channels % 4 else 1) + 24)
 
 

@@ -15,9 +15,9 @@ CHUNK = 12 * 2**20  # bytes of intermediates that a chunk is to have
 
 
 def chunked(call: Call, form: Choice, temp: Callable[[Call], int], same: int = 0) -> Choice:
-    """The form in as many chunks as bring its intermediates, `temp`, down to `CHUNK`.
+    """The form in the fewest chunks whose intermediates, `temp`, are of `CHUNK` bytes at most.
 
-    `same` bytes of those are as large in each.
+    `same` bytes of them are not counted: they are as large in every chunk.
     """
     if not call.single_device:
         return form
@@ -35,8 +35,8 @@ def _divisors(n: int) -> list[int]:
 
 def joined(function: Callable[..., Any], chunks: int, x: jax.Array) -> jax.Array:
     """`function` of the chunks of x, [n, ..], its results put together again."""
-    # XLA's CPU backend fuses what is written into a slice of an array with the writing, which one
-    # thread then does, the value's fold with it. Kept apart it was slower, on two cores.
+    # XLA's CPU backend fuses the making of a chunk, the value's fold included, with writing it
+    # into the result. One thread then does both. To keep them apart was slower, on two cores.
     if chunks == x.shape[0]:
         result: jax.Array = lax.map(lambda part: function(part[None])[0], x)
         return result
@@ -59,9 +59,9 @@ def summed(function: Callable[..., Any], chunks: int, x: jax.Array, y: jax.Array
 
 
 def _split(x: jax.Array, chunks: int) -> jax.Array:
-    """[n, ..] -> [chunks, n / chunks, ..], or [n, ..] as it is if that makes chunks of one.
+    """[n, ..] -> [chunks, n / chunks, ..], or x as it is if every chunk is one image.
 
-    No axis of size 1 crosses the loop's border: XLA may want it elsewhere, and copy all.
+    The loop gets no axis of size 1: XLA may want that axis elsewhere, and copy everything.
     """
     n = x.shape[0]
     return x if chunks == n else lax.reshape(x, (chunks, n // chunks, *x.shape[1:]))

@@ -27,9 +27,9 @@ _WIDE = tuple(map(np.dtype, ("float64", "complex128", "int64", "uint64")))
 
 
 def exactly(*dtypes: Any) -> AbstractContextManager[Any]:
-    """Where JAX computes in these dtypes, whatever the x64 mode.
+    """A context in which JAX computes in these dtypes, whatever the x64 mode.
 
-    Arrays of 64 bits are passed on outside of it, too, but nothing can be made to be of them.
+    Outside of it JAX passes arrays of 64 bits on, but makes none.
     """
     scope: AbstractContextManager[Any] = nullcontext()
     if any(jnp.dtype(dtype) in _WIDE for dtype in dtypes):
@@ -38,7 +38,7 @@ def exactly(*dtypes: Any) -> AbstractContextManager[Any]:
 
 
 def x64_mode() -> tuple[Any, ...]:
-    """What decides whether JAX gives 64 bits to who asks for them: of keys of caches."""
+    """The settings by which JAX grants 64 bits or not. Caches have them in their keys."""
     explicit = getattr(jax.config, "jax_explicit_x64_dtypes", None)
     return jax.config.jax_enable_x64, explicit  # type: ignore[attr-defined]
 
@@ -49,9 +49,9 @@ def jit_disabled() -> bool:
 
 
 def explicit_axes(*arrays: Any) -> tuple[str, ...]:
-    """Those axes of the arrays' mesh, if any, by which types may say how they are sharded.
+    """The Explicit axes of the arrays' mesh: types may say how arrays are sharded over these.
 
-    Not whether they do: `jax.vmap` hides the axes that it maps over.
+    They need not say it: `jax.vmap` hides the axes that it maps over.
     """
     for x in arrays:
         mesh = getattr(getattr(getattr(x, "aval", None), "sharding", None), "mesh", None)
@@ -69,7 +69,7 @@ def for_export(module_context: Any) -> bool:
 
 
 def register_for_shard_map(primitive: Any) -> None:
-    """Before JAX 0.7, it asks every primitive how it treats values that differ per device."""
+    """Before JAX 0.7 `shard_map` asks how each primitive treats values that differ per device."""
     if jax.__version_info__ < (0, 7):
         from jax.experimental import shard_map
 

@@ -11,11 +11,11 @@ from jaxconvt._spec import Array, Spec
 
 
 def flip_and_swap(rhs: Array, spec: Spec) -> Array:
-    """The kernel of a forward convolution, as the kernel of its transpose.
+    """Turns the kernel of a forward convolution into the kernel of its transpose.
 
-    Spatial axes are flipped and channel axes swapped; with g groups the forward
-    kernel's out features are [g, ci], its in features co, and what comes back has
-    [g, co] and ci.
+    It flips the spatial axes and swaps the channel axes. With g groups the forward kernel
+    has out features [g, ci] and in features co; the result has out features [g, co] and
+    in features ci.
     """
     o, i, *spatial = spec.dimension_numbers.rhs_spec
     g = spec.groups

@@ -19,16 +19,18 @@ _TITLES = {"out": "value", "lhs": "lhs gradient", "rhs": "rhs gradient"}
 class Explanation:
     """The decisions of `implementation="auto"` for one call; readable when printed.
 
-    `platform` is the one asked about, `choices` maps "value", "lhs gradient" and
-    "rhs gradient" to the lowerings picked, each with a `name` and the form that it takes (of
-    both gradients taken together, as in training, which share work; one alone may get
-    another), `estimates` maps each of them to what is estimated of every lowering: its `seconds`,
-    bytes of intermediates (`temp`), whether those are few enough (`fits`), and what the compiler
-    `becomes` of it (it is empty where nothing is estimated); `both_gradients` is the estimate of
-    the two together, and `reason` says why. Some spatial axes of "col2im" may be `gathered`, and
-    its batch be taken in `chunks`; by name, all forms are pinned. Chunks are for a program of one
-    device: where it is divided among several, the whole batch is taken at once, and the lhs
-    gradient is one that devices sum once at most. A symbolic batch is taken for one image.
+    `platform` is the platform that was asked about. `choices` has the lowering picked for each
+    of "value", "lhs gradient" and "rhs gradient": its `name`, and its form, that is how many
+    leading axes are `gathered` and in how many `chunks` the batch is taken. The gradients are
+    picked as in training, where both are taken and share work; one alone may get another
+    lowering. `estimates` has an estimate of every lowering for each of the three: its `seconds`,
+    its bytes of intermediates (`temp`), whether those are few enough (`fits`), and what the
+    compiler makes of it (`becomes`). It is empty where nothing is estimated. `reason` says why.
+    `both_gradients` is the estimated seconds of both gradients together.
+
+    To pass a lowering's name as `implementation` pins the lowering, not its form. Only a program
+    of one device has chunks. In a program divided among devices, the whole batch is taken at
+    once, and devices sum the lhs gradient at most once. A symbolic batch counts as one image.
 
     Example:
 
@@ -152,10 +154,10 @@ def _explanation(platform: str, lhs: Array, rhs: Array, spec: Spec, dtype: Any) 
     picks = [choices[_TITLES[face]] for face in ("lhs", "rhs")]
     both = _plan.gradients_estimate(gradients, picks, cost).seconds
     why = (
-        f"of the lowerings whose intermediates are small enough, and whose estimated time is "
-        f"within {cost.trusted - 1:.0%} of the least, the one with the smallest intermediates. "
+        f"it picks the lowering with the smallest intermediates, among those whose intermediates "
+        f"fit and whose estimated time is within {cost.trusted - 1:.0%} of the least. "
         f"The gradients are picked as a pair, as they may share work; one alone may get another. "
-        f"Times are for comparison, not predictions of what a clock shows; they rest on "
+        f"Times are for comparison, and do not predict what a clock shows; they rest on "
         f"{cost.basis}."
     )
     batch = lhs.shape[spec.dimension_numbers.lhs_spec[0]]

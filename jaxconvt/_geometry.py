@@ -66,8 +66,8 @@ def _low(name: str, total: int) -> int:
 def transposed_pads(padding: Padding, e: int, s: int) -> tuple[int, int]:
     """(lo, hi) that transpose a forward convolution, at the size jax.lax gives the result.
 
-    Of the sizes that the forward convolution takes to `i`, that is `i*s` for SAME,
-    the largest up to `(i-1)*s + max(e, s)` for VALID, the smallest for a pair.
+    The forward convolution takes several sizes to `i`. jax.lax gives the result `i*s` for
+    SAME, `(i-1)*s + max(e, s)` for VALID, and the smallest of those sizes for a pair.
     """
     if isinstance(padding, tuple):
         return e - 1 - padding[0], e - 1 - padding[1]
@@ -105,28 +105,28 @@ def plain_pads(name: str, e: int) -> tuple[int, int]:
     return lo, total - lo
 
 
-# Tap b sends lhs[a] to position a*s + lo - b*d. Write lo - b*d = q*s + r, 0 <= r < s: with
-# the output viewed as [m, r], it lands in row a + q of phase r. The fast lowerings read
-# nothing but this table.
+# Tap b sends lhs[a] to position a*s + lo - b*d. Write lo - b*d = q*s + r, 0 <= r < s. If the
+# output is viewed as [m, r], lhs[a] lands in row a + q of phase r. All lowerings but "dilated"
+# and "strided" take their geometry from these q and r.
 
 
 class Run(NamedTuple):
-    """Neighbouring taps, of the kernel flipped, that land in the same rows.
+    """Neighbouring taps of the flipped kernel that land in the same rows.
 
-    Flipped, as phases then ascend: the kernel is reversed once, not the large arrays.
+    In the flipped kernel phases ascend. So only the kernel is reversed, and no large array.
     """
 
     q: int  # rows down
     taps: int
-    phase: int  # of the first; each tap after it lies `dilation` higher
+    phase: int  # of the first tap; each tap after it lies `dilation` higher
 
 
 class Phases(NamedTuple):
     """Taps that make one dense convolution of lhs with stride 1, into rows and phases."""
 
-    seen: Axis  # where that lands in the output: [row, phase], as [a, b] of an axis of its own
-    shifts: tuple[int, ...]  # q of lhs[row - q], descending: evenly spaced
-    taps: tuple[tuple[int, ...], ...]  # the tap of [shift][phase], phases ascending
+    seen: Axis  # an axis of its own: its [a, b] lands in the output where [row, phase] does
+    shifts: tuple[int, ...]  # each q of lhs[row - q]: descending, evenly spaced
+    taps: tuple[tuple[int, ...], ...]  # the tap at [shift][phase]; phases ascend
 
 
 def rows(axis: Axis) -> int:
@@ -177,10 +177,11 @@ def _aligned_groups(axis: Axis) -> tuple[Phases, ...]:
 
 
 def _unaligned_groups(axis: Axis) -> tuple[Phases, ...]:
-    """Taps b = u*c + v, c = s / gcd(s, d): those of one v are `d*c` apart, whole rows.
+    """Groups of taps b = u*c + v, with c = s / gcd(s, d) and 0 <= v < c.
 
-    So all u of one v make a phase, whose rows may lie above or below another's. As many
-    v have one u more than the others as are left over of the taps.
+    The taps of one v are `d*c` apart, which is whole rows, so that they make one phase. Its
+    rows may lie above or below those of another phase. The first `taps % c` of the v have one
+    u more than the others, and are a group of their own.
     """
     s, d = axis.stride, axis.dilation
     c = s // math.gcd(s, d)

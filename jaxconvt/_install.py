@@ -1,4 +1,4 @@
-"""In the place of jax.lax's functions, for models that call those."""
+"""Puts our functions in the place of jax.lax's, for models that call jax.lax."""
 
 import functools
 import inspect
@@ -22,14 +22,14 @@ _originals: Functions = {}  # jax.lax's, while ours are in their place
 
 
 class _Layer:
-    """What a block of `installed` has in their place: ours, or none for jax.lax's own."""
+    """The functions that a block puts in the place of jax.lax's; none for jax.lax's own."""
 
     def __init__(self, functions: Functions | None = None) -> None:
         self.functions = functions or {}
 
 
-# Outside of any block, and then each open one, in the order they were opened. The last counts,
-# and they may be closed in any order, as those of several threads are.
+# The first is for outside of any block. Then come the open blocks, in the order of opening. The
+# last counts. Blocks of several threads may close in any order.
 _layers = [_Layer()]
 
 
@@ -37,14 +37,14 @@ def install(implementation: str | Tuning = "auto") -> None:
     """Puts `jaxconvt.conv_transpose` in the place of `jax.lax.conv_transpose`, for all threads.
 
     Flax, Haiku, Keras and stax look that function up when they are called, and so get ours.
-    `jax.lax.conv_general_dilated`, which Equinox and much code by hand call, is replaced, too.
-    It makes transposed convolutions by ours: those with an `lhs_dilation` over 1, window strides
-    of 1, one batch group and padding in pairs. Every other call is passed on to JAX's own.
-    Functions that were traced before keep what they were traced with. Installing again changes
-    the implementation.
+    Equinox and much handwritten code call `jax.lax.conv_general_dilated`: it is replaced, too.
+    The replacement uses ours where `lhs_dilation` is over 1, window strides are 1, there is one
+    batch group, and padding is in pairs. It passes every other call on to JAX's own function. A
+    function that was traced before keeps what it was traced with. Installing again changes the
+    implementation.
 
     Args:
-      implementation: the default of calls that come by this way; one of
+      implementation: the default `implementation` of calls to the replaced functions; one of
         `jaxconvt.IMPLEMENTATIONS`, or a `jaxconvt.Tuning`.
 
     Raises:
@@ -69,7 +69,7 @@ def install(implementation: str | Tuning = "auto") -> None:
 def uninstall() -> None:
     """Puts jax.lax's own functions back, just as they were; does nothing if they are there.
 
-    What somebody else has put there since `install` is lost.
+    If other code has replaced the functions since `install`, its replacements are lost.
 
     Example:
 
@@ -88,9 +88,9 @@ def uninstall() -> None:
 
 @contextmanager
 def installed(implementation: str | Tuning = "auto") -> Iterator[None]:
-    """`install`, within a `with` block; what was there before it is there after it.
+    """`install` for a `with` block; after the block, jax.lax is as it was before.
 
-    It is there for all threads; of blocks that overlap, the one opened last counts.
+    It counts for all threads. If blocks overlap, the one opened last counts.
 
     Args:
       implementation: as for `install`.
@@ -186,7 +186,7 @@ def _conv_general_dilated(implementation: str | Tuning, /, *args: Any, **kwargs:
 def _is_transposed(arguments: dict[str, Any]) -> bool:
     """Whether the arguments of `lax.conv_general_dilated` are of a transposed convolution.
 
-    Those that JAX has to say something about are not: they are looked at, and nothing more.
+    False for arguments that JAX may reject: its own function then raises the error.
     """
     n = getattr(arguments["lhs"], "ndim", 0) - 2
     strides, pads, dilation = (

@@ -1,4 +1,4 @@
-"""The user's call by the primitive: any layout in, the primitive's own, any layout out."""
+"""Makes the user's call by the primitive: arrays go from any layout to its own, and back."""
 
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from jaxconvt._views import vary_alike
 
 
 def why_unsupported(lhs: Array, rhs: Array, spec: Spec) -> str:
-    """Why the primitive can't make this call, in words, or "": then "auto" is "dilated"."""
+    """Why the primitive can't make this call, so that "auto" is "dilated"; "" if it can."""
     if not all(type(size) is int for axis in spec.axes for size in (axis.size, axis.taps)):
         return f"symbolic spatial sizes, here of lhs {lhs.shape} and rhs {rhs.shape}"
     if _compat.explicit_axes(lhs, rhs) and not _compat.HAS_AUTO_AXES:

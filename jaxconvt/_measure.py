@@ -24,8 +24,8 @@ Seconds = dict[str, float | None]
 
 REFERENCE = "jax.lax"
 
-# By dtype, the largest difference allowed from jax.lax, of the largest magnitude in the
-# array; off CPU, where float32 is multiplied with fewer bits by default, the second.
+# By dtype: the largest difference allowed from jax.lax, relative to the largest magnitude in the
+# array, on CPU and elsewhere. Elsewhere float32 is multiplied with fewer bits by default.
 TOLERANCES = {
     "float32": (1e-4, 2e-2),
     "bfloat16": (3e-2, 3e-2),
@@ -35,9 +35,9 @@ TOLERANCES = {
 
 FLOAT8 = 0.3  # which has two or three bits
 
-# Seconds of calls to each function that is timed: what takes longer is called once. What
-# is the same program as jax.lax's is not timed, and if that is slow to compile and call, not
-# run either.
+# A function is called until its calls have taken `_PATIENCE` seconds, or `_MOST_CALLS` times. If
+# it is the same program as jax.lax's it is not timed. If that program takes over `SLOW` seconds to
+# compile and call, it is not run again either.
 _PATIENCE = 0.06
 SLOW = 0.25
 _MOST_CALLS = 20
@@ -101,10 +101,10 @@ def program(lowered: Any) -> str:
 def interleaved(
     functions: dict[str, Fn], *args: jax.Array
 ) -> tuple[dict[str, Any], Seconds, dict[str, float]]:
-    """What each function returns, its median seconds, called in turn, and those of compiling.
+    """What each function returns, the median seconds of its calls, and the seconds to compile it.
 
-    The reference comes first. The seconds of a function that is the same program are None;
-    if that is slow, its result is the reference's.
+    The functions are called in turn, the reference first. If a function is the reference's
+    program, its median is None; if that program is slow, its result is the reference's, too.
     """
     lowered = {name: jax.jit(f).lower(*args) for name, f in functions.items()}
     programs = {name: program(x) for name, x in lowered.items()}

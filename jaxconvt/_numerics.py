@@ -9,9 +9,9 @@ from jax import lax
 
 
 def summed_in(x: Any, y: Any, dtype: Any) -> tuple[Any, Any]:
-    """Of the dtypes of two operands and the result, the ones to multiply and to sum in.
+    """The dtypes to multiply in and to sum in, given those of two operands and the result.
 
-    Those are float32 at least; integers are exact where the result is one.
+    Sums are in float32 at least. Integers are exact where the result is an integer.
     """
     x, y, dtype = map(jnp.dtype, (x, y, dtype))
     common = _wider(x, y)

@@ -1,8 +1,8 @@
-"""Which lowering: of those that can make a call, by what each costs on the platform.
+"""Picks the lowering of a call, by what each that can make it would cost on the platform.
 
-Of the lowerings whose intermediates fit and whose estimates can't be told from the least, the
-one with the least intermediates is picked; the two gradients of one call are picked as a pair,
-since they share what both make of the cotangent.
+Lowerings whose intermediates are too large drop out. So do those whose estimate is clearly above
+the least. The rest count as equally fast, and the one with the smallest intermediates is picked.
+The two gradients of a call are picked as a pair: they share what both make of the cotangent.
 """
 
 import itertools
@@ -27,8 +27,8 @@ def platform_of(backend: str) -> str:
 def candidates(call: Call, implementation: str = "auto") -> list[Choice]:
     """The forms to pick from, in order of preference among equals; never none.
 
-    What a lowering asked for by name can't make (a face of a call, which transformations may
-    have changed, or a division among devices) is made by the general one.
+    If a lowering asked for by name can't make a call, the general one makes it. It may not make
+    this face, or what transformations made of the call, or what devices divide.
     """
     asked = LOWERINGS.values() if implementation == "auto" else [LOWERINGS[implementation]]
     forms = [form for lowering in asked for form in lowering.forms(call)]
@@ -55,15 +55,15 @@ def _seconds(call: Call, choice: Choice, made: Work, cost: Cost) -> float:
 
 
 def widened(call: Call, cost: Cost) -> Call:
-    """The call as its intermediates are."""
+    """The call with elements as wide as those of its intermediates."""
     return call._replace(itemsize=max(call.itemsize, cost.width))
 
 
 def fitting(call: Call, implementation: str, cost: Cost) -> dict[Choice, float]:
-    """Those candidates whose intermediates fit, with their estimates.
+    """The candidates whose intermediates fit, with their estimated seconds.
 
-    Intermediates of four times the operands and the result fit, or more where that would cost
-    more than half of the speed.
+    Intermediates of up to four times the operands and the result fit. Where that limit would
+    cost more than half of the speed, it is 8 times, or else 16 times.
     """
     works = {choice: work(call, choice) for choice in candidates(call, implementation)}
     times = {choice: _seconds(call, choice, made, cost) for choice, made in works.items()}
@@ -81,7 +81,7 @@ def _choose(implementation: str, cost: Cost, call: Call, both_gradients: bool) -
     faces = FACES[1:] if both_gradients and call.face != "out" else (call.face,)
     calls = [widened(call._replace(face=face), cost) for face in faces]
     pairs = pair_estimates(calls, implementation, cost)
-    # Of those that it can't tell apart: those that share, and then those of least intermediates.
+    # Among estimates that can't be told apart: first those that share, then the smallest `temp`.
     most = cost.trusted * min([pair.seconds for pair in pairs.values()])
     near = {picks: pair for picks, pair in pairs.items() if pair.seconds <= most}
     best = min(near, key=lambda picks: (near[picks].saved <= 0, near[picks].temp))
@@ -99,7 +99,7 @@ class Pair(NamedTuple):
 def pair_estimates(
     calls: Sequence[Call], implementation: str, cost: Cost
 ) -> dict[tuple[Choice, ...], Pair]:
-    """Those of every choice of a fitting form for each call."""
+    """The estimate of every combination of fitting forms, one form for each call."""
     times = [fitting(call, implementation, cost) for call in calls]
     made = [{pick: work(call, pick) for pick in of} for call, of in zip(calls, times, strict=True)]
     result = {}

@@ -11,10 +11,10 @@ the other two:
     face "lhs":  ct,  rhs -> lhs     its gradients
     face "rhs":  lhs, ct  -> rhs
 
-Transposing a face gives another face, so that one primitive is closed under all of autodiff,
-at any order, and each face can be lowered as suits it, for the platform lowered for.
-A batch axis joins the letter that the operands having it share with the result: n, i, or j
-(where one operand has it), or g (where both have).
+The transpose of a face is another face. So one primitive is closed under autodiff of any order,
+and each face can be lowered in its own way, as suits the platform.
+`jax.vmap` merges its axis into one letter. If one operand has the axis, that is the letter n, i
+or j which this operand shares with the result; if both operands have it, that is g.
 """
 
 from collections.abc import Callable
@@ -47,13 +47,13 @@ conv_transpose_p = Primitive("conv_transpose")
 
 
 def bind(face: str, x: jax.Array, y: jax.Array, **params: Any) -> jax.Array:
-    """`params`: axes, implementation, the dtype of the result, numerics, and three flags.
+    """Binds the primitive. `params`: axes, implementation, the dtype of the result, and these:
 
-    Numerics are `precision`, and `default_precision` (that of `jax.default_matmul_precision`)
-    as it was when the call was made, not when it is lowered. `flipped` says that rhs is stored
-    as the kernel of a forward convolution, reversed; `taps_last`, that the caller's has its
-    spatial axes last; `both_gradients`, that the value is differentiated by both operands, so
-    that the gradients can share work.
+    `precision`; `default_precision`, which is `jax.default_matmul_precision` as it was when the
+    call was made, not when it is lowered; `flipped`, if rhs is stored as the kernel of a forward
+    convolution, reversed; `taps_last`, if the caller's rhs has its spatial axes last;
+    `both_gradients`, if the value is differentiated by both operands, whose gradients can then
+    share work.
     """
     result: jax.Array = conv_transpose_p.bind(x, y, face=face, **params)
     return result

@@ -77,7 +77,7 @@ def array(name: str, value: Any, or_struct: bool = False) -> Array:
 
 
 def dtype_of(x: Array) -> Any:
-    """The dtype that JAX sees: some keep 64 bits of an array outside of the x64 mode."""
+    """The dtype that JAX computes in: outside of the x64 mode an array may still have 64 bits."""
     if not isinstance(x, (Tracer, jax.Array)):
         return jax.dtypes.canonicalize_dtype(x.dtype)
     wide = x.dtype.itemsize > 4 and not isinstance(x, Tracer)
@@ -302,7 +302,7 @@ def paddings(value: Any, n: int, names: bool) -> str | tuple[Padding, ...]:
         return value
     items = (value,) * n if type(value) is int else _items("padding", value, expected)
     if n == len(items) > 0 and type(items[0]) is int and all(type(pad) is int for pad in items):
-        hint = f"for as much at both ends, pass {_show([(pad, pad) for pad in items])}."
+        hint = f"to pad both ends alike, pass {_show([(pad, pad) for pad in items])}."
         raise TypeError(f"padding must be {expected}, got {_show(value)}; {hint}")
     if len(items) != n:
         raise ValueError(
@@ -548,9 +548,9 @@ def _sized(j: int, pad: Padding, size: Size, e: int, s: int, output_shape: Ints)
     if o not in sizes:
         fitting = f"{sizes.start} to {sizes.stop - 1}" if sizes else "none"
         raise ValueError(
-            f"output_shape must be a size that the forward convolution takes to lhs's, got {o} "
-            f"for spatial dimension {j} in {output_shape}: with padding={pad!r}, stride {s} and "
-            f"effective kernel size {e}, lhs size {size} fits {fitting}."
+            f"output_shape must be a size that the forward convolution maps to that of lhs, got "
+            f"{o} for spatial dimension {j} in {output_shape}: with padding={pad!r}, stride {s} "
+            f"and effective kernel size {e}, lhs size {size} allows {fitting}."
         )
     return geometry.sized_pads(pad, size, e, s, o)
 
@@ -628,8 +628,8 @@ def _check_channels(
             raise ValueError(
                 f"feature_group_count must divide the output channels of rhs, got "
                 f"feature_group_count={groups} and {outputs} channels in axis {o_axis} of rhs "
-                f"{rhs_shape}; its in features are those of one group, here "
-                f"{features // groups}, its out features those of all."
+                f"{rhs_shape}; rhs has the in features of one group, here "
+                f"{features // groups}, and the out features of all groups."
             )
     got = rhs_shape[axis]
     if type(got) is int and type(wanted) is int and got != wanted:
@@ -648,10 +648,11 @@ def _meant(
     groups: int,
     transpose_kernel: bool,
 ) -> str:
-    """What whoever gave channels that do not fit may have meant."""
+    """A hint at what was meant, if channels do not fit; or ""."""
     o_axis, i_axis = dn.rhs_spec[:2]
     features = lhs_shape[dn.lhs_spec[1]]
-    # In features of all groups, as rhs has them by either reading.
+    # In features of rhs, over all groups: `here` as it was given, `there` by the other
+    # `transpose_kernel`.
     here, there = rhs_shape[i_axis] * groups, rhs_shape[o_axis]
     if transpose_kernel:
         here, there = there, here
@@ -667,7 +668,7 @@ def _meant(
         flipped = "" if transpose_kernel else " (a forward convolution's kernel, which is flipped)"
         return f" Did you mean transpose_kernel={not transpose_kernel}{flipped}, {layout}"
     if groups > 1 and not transpose_kernel and rhs_shape[i_axis] == features:
-        return " With groups, rhs has the in features of one of them."
+        return " With groups, rhs has the in features of one group."
     if groups > 1 and transpose_kernel and rhs_shape[i_axis] == features:
         return " Are the letters I and O of its dimension_numbers exchanged?"
     if first:
@@ -681,7 +682,7 @@ def _meant(
 
 
 def _layout(n: int, rhs: str) -> str:
-    """What to pass for channels first, `rhs` of a plain kernel."""
+    """What to pass if channels are first; `rhs` is the kernel's letters, {0} the spatial ones."""
     spatial = {1: "H", 2: "HW", 3: "DHW"}.get(n)
     if spatial is None:
         return "say so by dimension_numbers"

@@ -80,11 +80,11 @@ class Pick(NamedTuple):
 class Tuning:
     """The fastest lowerings that `autotune` found, for `implementation=`; immutable, hashable.
 
-    A call that was not measured is made as by "auto". `backend` is the platform that was measured
-    ("cpu", "cuda", "rocm" or "tpu"), `device_kind` JAX's name of the device, `jax` and `jaxlib`
-    are the versions, and `picks` what was measured, in a stable order. `print` it for a table,
-    merge two of one device by `|` (of a call in both the right one counts), and keep it by
-    `dumps` and `loads`.
+    A call that was not measured uses "auto". `backend` is the platform that was measured ("cpu",
+    "cuda", "rocm" or "tpu"). `device_kind` is JAX's name of the device. `jax` and `jaxlib` are
+    their versions. `picks` is what was measured, in a stable order. `print` shows a table.
+    `a | b` merges two tunings of one device; where both have a call, that of `b` counts. `dumps`
+    writes a tuning as text, and `loads` reads it.
 
     Example:
 
@@ -174,7 +174,7 @@ class Tuning:
         )
 
     def dumps(self) -> str:
-        """As text: JSON of version 1, whose lines stay where they are as calls come and go.
+        """Writes it as text: JSON, with a line for each call, in a stable order.
 
         Source: `Tuning.loads` reads it.
         """
@@ -189,10 +189,10 @@ class Tuning:
 
     @staticmethod
     def loads(text: str) -> "Tuning":
-        """Of the text that `dumps` made.
+        """Reads the text that `dumps` made.
 
         Raises:
-          ValueError: the text is no such one, or of another version.
+          ValueError: `dumps` did not make this text, or another version of it did.
         """
         try:
             data = json.loads(text)
@@ -214,7 +214,7 @@ class Tuning:
             return Tuning(**data, picks=picks)
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as e:
             raise ValueError(
-                f"text must be what Tuning.dumps made, got something else in it: {e}"
+                f"text must be what Tuning.dumps made, got an entry that it does not make: {e}"
             ) from None
 
 

@@ -1,18 +1,17 @@
 """How products see lhs, rhs and the output: linear rearrangements, which only copy.
 
-Each spatial axis is either *gathered* (the first few, of which there may be none) or
-*scattered*. With lhs [n, a.., i], rhs [b.., i, j] and out [n, p.., j], and m, r, q as in
-`_geometry`:
+The first few spatial axes may be *gathered*; all others are *scattered*. With lhs [n, a.., i],
+rhs [b.., i, j] and out [n, p.., j], and m, r, q as in `_geometry`:
 
     gathered:   out[m, r]    = sum over q of lhs[m - q] * rhs[b(q, r)]    (of a `Phases.seen`)
     scattered:  out[a+q, r] += lhs[a] * rhs[b(q, r)]
 
-so that for each group of phases r of the gathered axes one product of matrices remains,
+For each group of phases r of the gathered axes, one product of matrices remains:
 
     seen[n, m.. a.., r.. b.., j] = patches[n, m.. a.., q.., i] . kernel[q.., i, r.. b.., j]
 
-All three are written one way only, as linear functions of lhs, rhs and the output;
-`jax.linear_transpose` is the way back: what is seen, folded, adds up to the output.
+`patches`, `kernel` and `seen` are linear functions of lhs, rhs and the output. The way back is
+their transpose, by `jax.linear_transpose` (see `back`): that of `seen` adds up the output.
 """
 
 import itertools
@@ -45,7 +44,7 @@ class Numerics(NamedTuple):
 
 
 def groups(axes: Axes, gathered: int) -> list[Group]:
-    """Every group of phases that one product makes; a single empty one if none is gathered."""
+    """The groups of phases, one for each product; one empty group if no axis is gathered."""
     return list(itertools.product(*[phase_groups(axis) for axis in axes[:gathered]]))
 
 
@@ -61,10 +60,10 @@ def patches(lhs: jax.Array, axes: Axes, group: Group, front: bool = False) -> ja
 
 
 def kernel(rhs: jax.Array, axes: Axes, group: Group, flipped: bool, few: int = FEW) -> jax.Array:
-    """[b.., i, j] -> [q.., i, r.. b.., j], the taps of the group; those of an axis flipped.
+    """[b.., i, j] -> [q.., i, r.. b.., j], the taps of the group, in flipped order.
 
-    They are here to be flipped, unless rhs is stored so. Slices, if there are few, are copied
-    faster; `few=0` is for the way back, which then has no sum of padded parts under a reverse.
+    rhs is flipped here, unless it is stored flipped. Up to `few` slices are taken one by one,
+    which is faster. The way back takes `few=0`, to have no sum of padded parts under a reverse.
     """
     n, gathered = len(axes), len(group)
     rhs = rhs if flipped else lax.rev(rhs, tuple(range(n)))
@@ -87,10 +86,10 @@ def kernel(rhs: jax.Array, axes: Axes, group: Group, flipped: bool, few: int = F
 
 
 def reverse(rhs: jax.Array, axes: Axes, last: bool) -> jax.Array:
-    """[b.., ..] with its taps in the other order; `last`, as seen where they are the last axes.
+    """[b.., ..] with its taps in reverse order; with `last`, reversed as the last axes.
 
-    There XLA joins it with the transpose by which rhs came to be so: of a transpose, it would
-    make a copy more.
+    The caller's rhs has them last, and was transposed. XLA merges a reverse of the last axes with
+    that transpose. A reverse after the transpose would be one copy more.
     """
     n = len(axes)
     if not last:
@@ -102,8 +101,8 @@ def reverse(rhs: jax.Array, axes: Axes, last: bool) -> jax.Array:
 def seen(out: jax.Array, axes: Axes, group: Group) -> jax.Array:
     """[n, p.., j] -> [n, m.. a.., r.. b.., j].
 
-    By way of rows m and phases, and, of few taps, no array with more rows than that: one that
-    is divided among devices then stays where it is, and only the edges of its parts travel.
+    It goes by rows m and phases. If taps are few, no array on the way has more rows than m. An
+    array that devices divide then stays where it is, and only the edges of its parts travel.
     """
     for at, axis in enumerate((*[phases.seen for phases in group], *axes[len(group) :])):
         m, s, d = rows(axis), axis.stride, axis.dilation
@@ -126,10 +125,10 @@ def seen(out: jax.Array, axes: Axes, group: Group) -> jax.Array:
 
 
 def _every(x: jax.Array, axis: int, start: int, count: int, step: int) -> jax.Array:
-    """So many elements, a step apart.
+    """`count` elements from `start` on, `step` apart.
 
-    XLA takes others where the axis is divided among devices, and the step of a slice is larger
-    than what each has.
+    Not by a strided slice: XLA takes wrong elements if devices divide the axis and the step is
+    larger than the part of each.
     """
     if step == 1 or count == 1:
         return lax.slice_in_dim(x, start, start + count, axis=axis)
@@ -143,9 +142,9 @@ def _windows(
 ) -> jax.Array:
     """[.., x, ..] -> [.., size, .., count, ..]: x[start + a + b * step] at [a, b], or zero.
 
-    The new axis is number `to` of the result. Neither this nor its transpose is of more
-    operations for more windows than `FEW`: XLA compiles long sums of padded slices slowly,
-    and on CPU wrongly.
+    The new axis is number `to` of the result. Beyond `FEW` windows, this and its transpose take
+    a fixed number of operations: XLA compiles long sums of padded slices slowly, and on CPU
+    wrongly.
     """
     if count <= FEW:
         parts = [
@@ -153,7 +152,7 @@ def _windows(
             for first in range(start, start + count * step, step)
         ]
         return jnp.stack(parts, to)
-    # Repeated end to end, and read in rows that are longer by a step, each begins a step later.
+    # x is repeated end to end and read in rows longer by a step: each row begins a step later.
     x = pad(x, axis, -start, start + size + (count - 1) * step - x.shape[axis])
     before, length, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
     x = lax.broadcast_in_dim(

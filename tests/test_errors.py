@@ -96,7 +96,7 @@ DTYPES = (
     "lhs and rhs must have the same dtype, got lhs of {} and rhs of {}; convert one of them with "
     ".astype."
 )
-IN_PAIRS = "; for as much at both ends, pass {}."
+IN_PAIRS = "; to pad both ends alike, pass {}."
 PADDING = (
     "padding must be 'SAME', 'VALID', 'SAME_LOWER', or a sequence of 2 (low, high) pairs of "
     "integers, one for each spatial dimension, got {}."
@@ -139,9 +139,9 @@ OUTPUT_PADDING = (
     "{}, got {} for spatial dimension {} in {}."
 )
 OUTPUT_SHAPE = (
-    "output_shape must be a size that the forward convolution takes to lhs's, got {} for spatial "
-    "dimension {} in {}: with padding={!r}, stride 2 and effective kernel size {}, lhs size {} "
-    "fits {}."
+    "output_shape must be a size that the forward convolution maps to that of lhs, got {} for "
+    "spatial dimension {} in {}: with padding={!r}, stride 2 and effective kernel size {}, lhs "
+    "size {} allows {}."
 )
 IMPLEMENTATION = (
     f"implementation must be one of {', '.join(map(repr, jaxconvt.IMPLEMENTATIONS))} or a "
@@ -270,8 +270,8 @@ TABLE = [
           "feature_group_count=3 and 4 channels in axis 3 of lhs (1, 5, 4, 4).",
           rhs=FORWARD, feature_group_count=3, transpose_kernel=True),
     value("groups of rhs", "feature_group_count must divide the output channels of rhs, got "
-          "feature_group_count=4 and 6 channels in axis 3 of rhs (3, 2, 1, 6); its in features are "
-          "those of one group, here 1, its out features those of all.",
+          "feature_group_count=4 and 6 channels in axis 3 of rhs (3, 2, 1, 6); rhs has the in "
+          "features of one group, here 1, and the out features of all groups.",
           rhs=RHS[:, :, :1], feature_group_count=4),
     value("channels", CHANNELS.format("4 in", "4 channels", 3, 2, "(3, 2, 3, 6)", 4, 3, ""),
           rhs=RHS[:, :, :3]),
@@ -282,7 +282,7 @@ TABLE = [
     value("channels not swapped", CHANNELS.format("4 out", "4 channels", 6, 3, "(3, 2, 4, 6)", 4,
           3, NOT_TRANSPOSED), transpose_kernel=True),
     value("channels of groups", CHANNELS.format("2 in", "4 channels / 2 groups", 4, 2,
-          "(3, 2, 4, 6)", 4, 3, " With groups, rhs has the in features of one of them."),
+          "(3, 2, 4, 6)", 4, 3, " With groups, rhs has the in features of one group."),
           feature_group_count=2),
     value("channels of groups swapped", CHANNELS.format("2 in", "4 channels / 2 groups", 3, 2,
           "(3, 2, 3, 4)", 4, 3, TRANSPOSED),

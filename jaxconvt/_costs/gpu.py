@@ -1,8 +1,8 @@
-"""GPU: a roofline of counts, with the published figures of a device, as far as they are reached.
+"""GPU: a roofline of what a lowering does, at a share of the published figures of a device.
 
-Each operation takes the longer of its bytes and its multiply-adds, and a time to start. What
-XLA makes of each lowering, and so what is counted, was confirmed by compiling for these devices
-(`benchmarks/compilers.py`), not by a clock.
+Each operation takes the time of its bytes or that of its multiply-adds, whichever is longer, and
+a time to start. `benchmarks/compilers.py` compiled for these devices, and so confirmed what XLA
+makes of each lowering. Nothing was timed.
 """
 
 import math
@@ -57,8 +57,8 @@ class Gpu(Cost):
         if work.convolution:
             time += self._convolution(call, work, work.convolution)
         if work.products:
-            # Each takes its part of the kernel, makes its patches, and adds up what it has made;
-            # of the cotangent it makes windows first, which it puts in the product's order.
+            # Each product copies its part of the kernel and its patches, and adds up its result. A
+            # gradient first copies windows of the cotangent, then puts them in the product's order.
             copied = 2 * call.rhs_bytes + 2 * work.patches + work.made
             copies = work.products * (4 if work.patches else 3) - 1
             if any(len(runs(axis)) > 1 for axis in call.axes):
@@ -78,7 +78,7 @@ class Gpu(Cost):
         return START + max(moved * self.byte, flops * self.flop[call.kind])
 
     def _convolution(self, call: Call, work: Work, made: Convolution) -> float:
-        """With the kernel in cuDNN's order, and in 3-D, where that is channels first, the rest."""
+        """With copies to cuDNN's order: of the kernel, and in 3-D (channels first) of the rest."""
         stuffed = self._stuffed(call, made)
         lhs, flops = call.lhs_bytes, made.flops
         copied, copies = 2.0 * call.rhs_bytes, 1

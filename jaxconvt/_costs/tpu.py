@@ -1,9 +1,9 @@
-"""TPU: cycles, in a form and with constants that were fitted to what XLA's compiler estimates.
+"""TPU: cycles, by formulas that were fitted to what XLA's compiler estimates.
 
-`benchmarks/compilers.py` asks it, for a TPU that is not there. Two things decide: XLA multiplies
-the zeros of a dilated lhs, in tiles of 128 channels, however few there are; and whatever else is
-made of the output is copied in such tiles, too. XLA's own is estimated low and all others high, so
-that it is left only for what is surely faster.
+`benchmarks/compilers.py` gets its estimates, without a TPU. Two things decide. XLA multiplies the
+zeros of a dilated lhs, in tiles of 128 channels, even if there are fewer channels. The other
+lowerings copy what they make of the output, in such tiles, too. The formulas estimate XLA's own
+lowering low and all others high, so that another is picked only where it is surely faster.
 """
 
 from jaxconvt._call import Call, Convolution, Work, packed

@@ -10,23 +10,23 @@ from jaxconvt._views import Numerics
 
 
 class Lowering(abc.ABC):
-    """One way to make the three faces, of arrays channels last, in one group.
+    """One way to make the three faces, for one group.
 
-    Sizes are `call.axes`'s, arrays as in `_primitive` less the axis of groups (`jax.vmap` makes
-    those, unless `grouped`); with `call.flipped` rhs is stored reversed, and so is its gradient.
+    Arrays are as in `_primitive`, without the axis of groups: `jax.vmap` adds it, unless `grouped`.
+    Sizes are those of `call.axes`. With `call.flipped`, rhs and its gradient are stored reversed.
     """
 
     name: str
-    convolves: bool = False  # whether it makes convolutions, in whose dtypes platforms differ
+    convolves: bool = False  # whether it makes convolutions: platforms sum those differently
     grouped: bool = False  # whether arrays keep their axis of groups
 
     @abc.abstractmethod
     def forms(self, call: Call) -> Sequence[Choice]:
-        """Those in which it can make a call, the preferred first; none if it can't."""
+        """The forms in which it can make a call, the preferred one first; none if it can't."""
 
     @abc.abstractmethod
     def work(self, call: Call, choice: Choice) -> Work:
-        """What it does, by a form, with one chunk of the batch: `call` is of that."""
+        """What it does in this form for one chunk of the batch; `call` describes that chunk."""
 
     @abc.abstractmethod
     def value(

@@ -88,9 +88,8 @@ class Col2im(Lowering):
         front = lax.transpose(lhs, (n + 1, *range(n + 1)))
         parts = []
         for group in views.groups(axes, gathered):
-            # Contracted axes last in the first operand and first in the second is how a GEMM
-            # wants them: XLA then copies the first, so that it should be the smaller, which is
-            # seldom U.
+            # A GEMM wants contracted axes last in its first operand, first in its second. XLA
+            # copies the first operand for that, so the smaller one is first. That is seldom U.
             u = views.seen(ct, axes, group)
             c = u.ndim - (n + 1)
             if _smaller(u.shape[n + 1 :], (*[len(p.shifts) for p in group], lhs.shape[-1])):
@@ -151,8 +150,8 @@ def _temp(form: Choice) -> Callable[[Call], int]:
 def _summable(x: jax.Array, first: int, call: Call) -> jax.Array:
     """[.., n, a.., ..] -> [.., n, a, ..] with n at `first`, for a product that sums over these.
 
-    XLA is wrong about a product over several axes that devices divide differently in its two
-    operands; not over the batch and one more.
+    XLA is wrong about a product that sums over several axes, if devices divide them differently
+    in its two operands. It is right about the batch and one more axis.
     """
     n = len(call.axes)
     if call.single_device or n < 2:

@@ -5,8 +5,8 @@ how they vectorise. For each group of phases, with k = kernel(rhs):
 
     out[n, m.., r.., c]  = sum over shifts q of lhs[n, (m-q).., c] * k[q.., r.., c]
 
-It is a loop over the shifts, of which there are about prod(k/s), and no intermediate is
-larger than the output.
+The sum is written out: it has about prod(k/s) shifts. No intermediate is larger than the
+output, except for the kernel gradient on CPU (see `_temp`).
 """
 
 import itertools

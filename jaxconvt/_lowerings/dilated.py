@@ -74,9 +74,9 @@ def convolve(
 ) -> jax.Array:
     """[n, a.., g i], [b.., i, g j] -> [n, p.., g j], a convolution of stride 1, channels last.
 
-    XLA's CPU backend (of jaxlib 0.10 and 0.12 at least) reads beyond its arrays where a lhs
-    that is not dilated is cropped at the low end and padded at the high one, here or in the
-    transpose, which pads by `e-1-lo` and `e-1-hi`. So that is done by hand.
+    XLA's CPU backend (of jaxlib 0.10 and 0.12 at least) reads beyond its arrays if a lhs that is
+    not dilated is cropped at the low end and padded at the high end. That may happen here, or in
+    the transpose, which pads by `e-1-lo` and `e-1-hi`. So such a lhs is padded by hand.
     """
     n = len(pads)
     pads, left_out = list(pads), [0] * n

@@ -1,9 +1,9 @@
 """Gather form: stride-1 convolutions of lhs, one for each group of phases, interleaved.
 
-All phases of the output that the same shifts of lhs reach come out of one dense convolution,
-whose kernel holds just those taps, with the phases as further output channels. As no
-kernel is filled up with zeros, no product is wasted, and a NaN or infinity in lhs
-reaches no output that it should not.
+One dense convolution makes all phases of the output that the same shifts of lhs reach. Its
+kernel holds just those taps, and has the phases as further output channels. No kernel is filled
+up with zeros. So no product is wasted, and a NaN or infinity in lhs reaches no output that it
+should not.
 """
 
 import itertools
@@ -28,9 +28,10 @@ class Polyphase(Lowering):
     convolves = True
 
     def forms(self, call: Call) -> Sequence[Choice]:
-        """The kernel gradient would be a product of matrices: that of another lowering.
+        """It makes no kernel gradient: that would be a product of matrices, as in "col2im".
 
-        Where rows are divided among devices XLA is wrong about it more often than about others.
+        It makes no call that devices divide: if they divide rows, XLA is wrong about it more
+        often than about the others.
         """
         made = call.face != "rhs" and call.convolvable and call.single_device
         return [Choice(self.name)] if made else []

@@ -1,15 +1,15 @@
-"""As the gradients of the strided convolution whose input gradient this is.
+"""The three faces as a strided convolution F and its gradients, which cuDNN has calls for.
 
-The operation is the input gradient of a forward convolution F, of stride s, rhs dilation d, the
-kernel flipped, and padding `e-1-lo` at the low end and `e-1-hi` at the high one. So, with K that
-kernel, which `flipped` says rhs is stored as,
+A transposed convolution is the input gradient of a forward convolution F. F has stride s, rhs
+dilation d, and padding `e-1-lo` at the low end and `e-1-hi` at the high end. Its kernel K is rhs
+flipped; with `flipped`, rhs is stored as K. So
 
     out  = the input gradient of F at lhs          (cuDNN's backward-input convolution)
     dlhs = F(ct, K)                                (its forward convolution)
     dK   = the filter gradient of F at lhs         (its backward-filter convolution)
 
-which are the forms that XLA looks for on GPU (see `library_call`). The filter gradient is not
-what autodiff makes of the value: that has the zeros of a dilated lhs in it.
+XLA looks for these forms on GPU (see `library_call`). The filter gradient is written by hand:
+autodiff would make it from the value, with the zeros of a dilated lhs in it.
 """
 
 from collections.abc import Sequence
@@ -65,8 +65,8 @@ class Strided(Lowering):
             shape = (lhs.shape[0], *[t.axis.out for t in trimmed], g * j)
             out = jnp.zeros(shape, how.preferred_element_type)
         else:
-            # XLA looks for an explicit reverse, and does not make it. It would make nothing of
-            # two in a row, so that the other is kept apart by a transpose that is free.
+            # XLA looks for an explicit reverse here, and makes it part of cuDNN's call. Two in a
+            # row would cancel, so a transpose that is free keeps that of `_kernel` apart.
             kernel = lax.reshape(_kernel(rhs, call), rhs.shape)
             kernel = lax.transpose(kernel, (*range(n), n, n + 2, n + 1))
             kernel = lax.reshape(kernel, (*kernel.shape[:n], g * j, i))
@@ -129,16 +129,16 @@ def library_call(call: Call) -> str:
 
 
 def uneven(call: Call) -> bool:
-    """Whether F has more padding at one end of an axis, which cuDNN has not.
+    """Whether F pads one end of an axis more than the other, which cuDNN can't.
 
-    XLA then has it make more of the output, or read more of the cotangent, and copies either.
+    XLA then lets cuDNN make more of the output, or read more of the cotangent, and copies that.
     """
     pads = [(*t.pads, t.axis.stride) for t in _trimmed(call)]
     return any(not high <= low < high + stride for low, high, stride in pads)
 
 
 class Trimmed(NamedTuple):
-    """An axis without the elements that meet no others, of which F can't say anything."""
+    """An axis without the elements of lhs and output that meet no others: F can't have them."""
 
     axis: Axis
     first: int  # elements of lhs left out at the low end ...
