@@ -137,7 +137,7 @@ def conv_transpose(
     if precision is not None or preferred_element_type is not None:
         numerics = _spec.numerics(_spec.dtype_of(lhs), precision, preferred_element_type)
         precision, preferred_element_type = numerics
-    _spec.implementation(implementation)
+    _spec.check_implementation(implementation)
     if out_sharding is not None and not _compat.HAS_OUT_SHARDING:
         raise ValueError(
             f"out_sharding must be None on JAX {jax.__version__}, whose "

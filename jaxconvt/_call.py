@@ -66,7 +66,7 @@ class Call(NamedTuple):
         return type(self.g) is int and not divided and possible and len(self.axes) > 0
 
     @property
-    def lhs_divisible(self) -> bool:
+    def may_sum_parts(self) -> bool:
         """Whether this face, if it is the lhs gradient, may be made as a sum of several parts.
 
         Devices that divide j sum each part among themselves, so there they make only one.
@@ -78,7 +78,7 @@ class Call(NamedTuple):
         return any(axis.stride > 1 for axis in self.axes)
 
     @property
-    def dilated(self) -> bool:
+    def kernel_dilated(self) -> bool:
         return any(axis.dilation > 1 for axis in self.axes)
 
     def extent(self, what: str) -> int:
@@ -132,7 +132,7 @@ class Convolution(NamedTuple):
     # "input gradient" or "filter gradient".
     form: str
     flops: float  # as `Call.flops`
-    windows: int  # bytes of all windows together, see `packed`
+    windows: int  # bytes of all windows together, see `window_bytes`
     calls: int = 1
 
 
@@ -153,7 +153,7 @@ class Work(NamedTuple):
     viewed: int = 0  # bytes of the cotangent so rearranged
 
 
-def packed(count: int, channels: int, itemsize: int) -> int:
+def window_bytes(count: int, channels: int, itemsize: int) -> int:
     """Bytes of rows of channels: 24 more to find each, and twice as many if vectors don't fit."""
     return count * (channels * itemsize * (2 if channels % 4 else 1) + 24)
 
@@ -188,5 +188,17 @@ def describe(
         kind = "integer"
     elif dtype in (jnp.bfloat16, jnp.float64):
         kind = dtype.name
-    size = dtype.itemsize
-    return Call(face, axes, n, g, i, j, size, kind, flipped, taps_last, single_device, platform)
+    return Call(
+        face=face,
+        axes=axes,
+        n=n,
+        g=g,
+        i=i,
+        j=j,
+        itemsize=dtype.itemsize,
+        kind=kind,
+        flipped=flipped,
+        taps_last=taps_last,
+        single_device=single_device,
+        platform=platform,
+    )

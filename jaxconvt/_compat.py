@@ -97,10 +97,16 @@ def vary(x: Any, axes: frozenset[str]) -> Any:
 
 
 def device_kind(platform: str) -> str:
-    """That of the devices of a platform, or "" where this process has none."""
-    backend = jax.default_backend()
-    found = {"gpu": ("cuda", "rocm")}.get(backend, (backend,))
-    return jax.devices()[0].device_kind if platform in found and backend != "cpu" else ""
+    """That of the devices of a platform, or "" where this process has none, and of CPUs."""
+    if platform == "cpu" or platform != default_platform():
+        return ""
+    kind: str = jax.devices()[0].device_kind
+    return kind
+
+
+def default_platform() -> str:
+    """The platform that JAX lowers for on its default backend."""
+    return platform_of_device(jax.devices()[0])
 
 
 def platform_of_device(device: Any) -> str:

@@ -4,15 +4,12 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-
 from jaxconvt import _compat, _plan, _spec
 from jaxconvt._api import conv_transpose
-from jaxconvt._call import Choice
+from jaxconvt._call import FACES, Choice
 from jaxconvt._costs import PLATFORMS, cost_of
 from jaxconvt._spec import Array, Spec
-
-_TITLES = {"out": "value", "lhs": "lhs gradient", "rhs": "rhs gradient"}
+from jaxconvt._tuning import TITLES
 
 
 @dataclass(frozen=True)
@@ -95,15 +92,16 @@ def explain(*args: Any, platform: str | None = None, **kwargs: Any) -> Explanati
 
     Source: the constants and the formulas are in `jaxconvt/_costs/`.
     """
-    asked = platform is not None
-    platform = _plan.platform_of(platform or jax.default_backend())
-    if asked:
-        _spec.choice("platform", platform, PLATFORMS)
+    if platform is None:
+        platform = _compat.default_platform()
+    else:
+        platform = "cuda" if platform == "gpu" else platform
+        _spec.check_choice("platform", platform, PLATFORMS)
     lhs, rhs, spec, arguments = call_arguments(*args, **kwargs)
     _, dtype = _spec.numerics(
         _spec.dtype_of(lhs), arguments["precision"], arguments["preferred_element_type"]
     )
-    _spec.implementation(arguments["implementation"])
+    _spec.check_implementation(arguments["implementation"])
     dtype = _spec.dtype_of(lhs) if dtype is None else _spec.requested(dtype)
     return _explanation(platform, lhs, rhs, spec, dtype)
 
@@ -144,14 +142,15 @@ def _explanation(platform: str, lhs: Array, rhs: Array, spec: Spec, dtype: Any) 
     if not all(call.static for call in calls.values()):
         why = f"no time is estimated for symbolic channels, here of lhs {lhs.shape}"
     if why:
-        default = dict.fromkeys(_TITLES.values(), Choice("dilated"))
+        default = {TITLES[face]: Choice("dilated") for face in FACES}
         return Explanation(platform, default, {}, why + ".")
     choices, estimates = {}, {}
-    for face, title in _TITLES.items():
+    for face in FACES:
+        title = TITLES[face]
         choices[title] = _plan.choose("auto", cost, calls[face], both_gradients=True)
         estimates[title] = _plan.estimates(calls[face], cost)
     gradients = [calls[face] for face in ("lhs", "rhs")]
-    picks = [choices[_TITLES[face]] for face in ("lhs", "rhs")]
+    picks = [choices[TITLES[face]] for face in ("lhs", "rhs")]
     both = _plan.gradients_estimate(gradients, picks, cost).seconds
     why = (
         f"it picks the lowering with the smallest intermediates, among those whose intermediates "

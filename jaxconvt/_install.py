@@ -21,7 +21,7 @@ _lock = threading.Lock()
 _originals: Functions = {}  # jax.lax's, while ours are in their place
 
 
-class _Layer:
+class _Block:
     """The functions that a block puts in the place of jax.lax's; none for jax.lax's own."""
 
     def __init__(self, functions: Functions | None = None) -> None:
@@ -30,7 +30,7 @@ class _Layer:
 
 # The first is for outside of any block. Then come the open blocks, in the order of opening. The
 # last counts. Blocks of several threads may close in any order.
-_layers = [_Layer()]
+_blocks = [_Block()]
 
 
 def install(implementation: str | Tuning = "auto") -> None:
@@ -62,7 +62,7 @@ def install(implementation: str | Tuning = "auto") -> None:
     """
     replacements = _replacements(implementation)
     with _lock:
-        _layers[-1].functions = replacements
+        _blocks[-1].functions = replacements
         _apply()
 
 
@@ -82,7 +82,7 @@ def uninstall() -> None:
     Source: see `install`.
     """
     with _lock:
-        _layers[-1].functions = {}
+        _blocks[-1].functions = {}
         _apply()
 
 
@@ -107,21 +107,21 @@ def installed(implementation: str | Tuning = "auto") -> Iterator[None]:
 
     Source: see `install`.
     """
-    layer = _Layer(_replacements(implementation))
+    layer = _Block(_replacements(implementation))
     with _lock:
-        _layers.append(layer)
+        _blocks.append(layer)
         _apply()
     try:
         yield
     finally:
         with _lock:
-            _layers.remove(layer)
+            _blocks.remove(layer)
             _apply()
 
 
 def _apply() -> None:
     global _originals
-    functions = _layers[-1].functions
+    functions = _blocks[-1].functions
     if functions and not _originals:
         _originals = {name: getattr(lax, name) for name in functions}
     for name, function in (functions or _originals).items():
@@ -131,7 +131,7 @@ def _apply() -> None:
 
 
 def _replacements(implementation: str | Tuning) -> Functions:
-    _spec.implementation(implementation)
+    _spec.check_implementation(implementation)
     return {
         "conv_transpose": _posing_as(
             conv_transpose, functools.partial(conv_transpose, implementation=implementation)

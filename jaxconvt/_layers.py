@@ -34,8 +34,7 @@ class Layer(NamedTuple):
     ) -> Example:
         """The layer's call, for `batch` times as many examples.
 
-        `channels_first` is the layout of PyTorch: lhs `NCHW`, rhs `IOHW`, whose spatial
-        axes are last.
+        With `channels_first`, lhs is `NCHW` and rhs `IOHW`: spatial axes are last.
         """
         n, *spatial, c = self.lhs
         ci = c // self.more.get("feature_group_count", 1)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxconvt import _compat, _default
@@ -132,10 +133,7 @@ def _conv(
     )
     out = out.reshape(*out.shape[:-2], g * out.shape[-1])
     batch, channels, *spatial = dn.out_spec
-    order = [0] * out.ndim
-    for source, target in enumerate((batch, *spatial, channels)):
-        order[target] = source
-    return lax.transpose(out, order)
+    return lax.transpose(out, np.argsort((batch, *spatial, channels)))
 
 
 _eager = jax.jit(conv, static_argnums=(2, 3, 4, 5, 6), inline=True)

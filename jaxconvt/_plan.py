@@ -2,7 +2,8 @@
 
 Lowerings whose intermediates are too large drop out. So do those whose estimate is clearly above
 the least. The rest count as equally fast, and the one with the smallest intermediates is picked.
-The two gradients of a call are picked as a pair: they share what both make of the cotangent.
+The two gradients of a call are picked as a pair: they may share what both make of the cotangent.
+Among pairs that are equally fast, one that shares comes first.
 """
 
 import itertools
@@ -17,11 +18,6 @@ from jaxconvt._lowerings import GENERAL, LOWERINGS
 IMPLEMENTATIONS = (*LOWERINGS, "auto")
 
 SMALL = 32 * 2**20  # bytes of intermediates that are never too many
-
-
-def platform_of(backend: str) -> str:
-    """The platform that JAX lowers for on a backend."""
-    return {"gpu": "cuda"}.get(backend, backend)
 
 
 def candidates(call: Call, implementation: str = "auto") -> list[Choice]:
@@ -43,11 +39,6 @@ def work(call: Call, choice: Choice) -> Work:
 
 def _chunk(call: Call, choice: Choice) -> Call:
     return call._replace(n=call.n // choice.chunks)
-
-
-def seconds(call: Call, choice: Choice, cost: Cost) -> float:
-    """The estimate, of a call `widened`."""
-    return _seconds(call, choice, work(call, choice), cost)
 
 
 def _seconds(call: Call, choice: Choice, made: Work, cost: Cost) -> float:

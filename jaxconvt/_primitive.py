@@ -207,7 +207,7 @@ def _run(
 
 def _impl(x: jax.Array, y: jax.Array, **params: Any) -> jax.Array:
     if _compat.jit_disabled():  # no program is made: its equations run one by one
-        platform = _plan.platform_of(jax.default_backend())
+        platform = _compat.default_platform()
         return compute(x, y, platform=platform, single_device=False, **params)
     # As a program with the primitive in it, so that it is lowered for where its operands are.
     result: jax.Array = _program(x, y, tuple(sorted(params.items())))

@@ -265,7 +265,7 @@ def group_count(value: Any) -> int:
     return result
 
 
-def choice(name: str, value: Any, choices: tuple[str, ...], more: str = "") -> None:
+def check_choice(name: str, value: Any, choices: tuple[str, ...], more: str = "") -> None:
     """Raises ValueError unless `value` is one of `choices`, TypeError if it is traced."""
     if not isinstance(value, str) or value not in choices:
         _untraced(name, value)
@@ -279,10 +279,10 @@ def choice(name: str, value: Any, choices: tuple[str, ...], more: str = "") -> N
         )
 
 
-def implementation(value: Any) -> None:
+def check_implementation(value: Any) -> None:
     """Raises an error unless `value` is one of the names, or a `Tuning`."""
     if not isinstance(value, Tuning):
-        choice("implementation", value, IMPLEMENTATIONS, " or a jaxconvt.Tuning")
+        check_choice("implementation", value, IMPLEMENTATIONS, " or a jaxconvt.Tuning")
 
 
 @lru_cache
@@ -431,8 +431,8 @@ def spec_of(
     consistent = use_consistent_padding or isinstance(padding, str)
 
     axes = []
-    for j, (s, d, pad) in enumerate(zip(strides, rhs_dilation, given, strict=True)):
-        size, taps = lhs_shape[dn.lhs_spec[2 + j]], rhs_shape[dn.rhs_spec[2 + j]]
+    for at, (s, d, pad) in enumerate(zip(strides, rhs_dilation, given, strict=True)):
+        size, taps = lhs_shape[dn.lhs_spec[2 + at]], rhs_shape[dn.rhs_spec[2 + at]]
         e = geometry.dilate(taps, d)
         if type(taps) is not int and (consistent or output_shape is not None):
             raise ValueError(
@@ -442,11 +442,11 @@ def spec_of(
             )
         if type(taps) is int and taps < 1:
             raise ValueError(
-                f"rhs must have spatial sizes of at least 1, got 0 in axis {dn.rhs_spec[2 + j]} "
+                f"rhs must have spatial sizes of at least 1, got 0 in axis {dn.rhs_spec[2 + at]} "
                 f"of shape {rhs_shape}."
             )
         if output_shape is not None:
-            lo, hi = _sized(j, pad, size, e, s, output_shape)
+            lo, hi = _sized(at, pad, size, e, s, output_shape)
         elif plain:
             lo, hi = geometry.plain_pads(str(pad), e)
         elif isinstance(pad, str) or use_consistent_padding:
@@ -454,21 +454,21 @@ def spec_of(
         else:
             lo, hi = pad
         if output_padding is not None:
-            if not 0 <= output_padding[j] < max(s, d):
+            if not 0 <= output_padding[at] < max(s, d):
                 raise ValueError(
                     f"output_padding must be at least 0 and less than the larger of stride and "
-                    f"rhs dilation, here {max(s, d)}, got {output_padding[j]} for spatial "
-                    f"dimension {j} in {output_padding}."
+                    f"rhs dilation, here {max(s, d)}, got {output_padding[at]} for spatial "
+                    f"dimension {at} in {output_padding}."
                 )
-            hi += output_padding[j]
+            hi += output_padding[at]
         axis = Axis(size, taps, s, d, lo, hi)
         if type(size) is int and axis.padded < 0:
             raise ValueError(
                 f"padding must leave a size of at least 0, got ({lo}, {hi}), which crops spatial "
-                f"dimension {j} to size {axis.padded}: the dilated lhs has "
+                f"dimension {at} to size {axis.padded}: the dilated lhs has "
                 f"{geometry.dilate(size, s)} elements (size {size}, stride {s})."
             )
-        _check_size(j, axis)
+        _check_size(at, axis)
         axes.append(axis)
     _check_elements(lhs_shape, rhs_shape, dn, feature_group_count, transpose_kernel, axes)
     return Spec(
@@ -538,24 +538,26 @@ def read(
     return lhs, rhs, spec
 
 
-def _sized(j: int, pad: Padding, size: Size, e: int, s: int, output_shape: Ints) -> tuple[int, int]:
+def _sized(
+    at: int, pad: Padding, size: Size, e: int, s: int, output_shape: Ints
+) -> tuple[int, int]:
     if type(size) is not int:
         raise ValueError(
             f"output_shape needs lhs with static spatial sizes, got {size} in spatial "
-            f"dimension {j}."
+            f"dimension {at}."
         )
-    o, sizes = output_shape[j], geometry.forward_sizes(pad, size, e, s)
+    o, sizes = output_shape[at], geometry.forward_sizes(pad, size, e, s)
     if o not in sizes:
         fitting = f"{sizes.start} to {sizes.stop - 1}" if sizes else "none"
         raise ValueError(
             f"output_shape must be a size that the forward convolution maps to that of lhs, got "
-            f"{o} for spatial dimension {j} in {output_shape}: with padding={pad!r}, stride {s} "
+            f"{o} for spatial dimension {at} in {output_shape}: with padding={pad!r}, stride {s} "
             f"and effective kernel size {e}, lhs size {size} allows {fitting}."
         )
     return geometry.sized_pads(pad, size, e, s, o)
 
 
-def _check_size(j: int, axis: Axis) -> None:
+def _check_size(at: int, axis: Axis) -> None:
     """Beyond 32 bits XLA is wrong about convolutions, and beyond 64 it ends the process."""
     sizes = (
         ("strides", "the stride", axis.stride),
@@ -570,7 +572,7 @@ def _check_size(j: int, axis: Axis) -> None:
         if type(size) is int and abs(size) > _LARGEST_SIZE:
             raise ValueError(
                 f"{name} must keep sizes within 32 bits, but {what} is of {size} elements in "
-                f"spatial dimension {j}: lhs size {axis.size}, stride {axis.stride}, "
+                f"spatial dimension {at}: lhs size {axis.size}, stride {axis.stride}, "
                 f"rhs size {axis.taps}, rhs dilation {axis.dilation}, "
                 f"padding ({axis.lo}, {axis.hi})."
             )
@@ -651,27 +653,28 @@ def _meant(
     """A hint at what was meant, if channels do not fit; or ""."""
     o_axis, i_axis = dn.rhs_spec[:2]
     features = lhs_shape[dn.lhs_spec[1]]
-    # In features of rhs, over all groups: `here` as it was given, `there` by the other
-    # `transpose_kernel`.
-    here, there = rhs_shape[i_axis] * groups, rhs_shape[o_axis]
+    # In features of all groups together, by this `transpose_kernel` and by the other.
+    given, other = rhs_shape[i_axis] * groups, rhs_shape[o_axis]
     if transpose_kernel:
-        here, there = there, here
+        given, other = other, given
     layout = "or dimension_numbers that say where rhs has its channels?"
     last = len(lhs_shape) - 1
-    first = dn.lhs_spec[1] == last and type(here) is int and lhs_shape[1] == here
-    plain = _layout(last - 1, "{0}IO")
-    if dn.lhs_spec[1] == last and max(o_axis, i_axis) == last and lhs_shape[1] == rhs_shape[0]:
-        both = f" and transpose_kernel=True; if it is not, {plain}" if first else ""
-        both = both or " and transpose_kernel=True"
-        return f" Is rhs PyTorch's? If so, {_layout(last - 1, 'OI{0}')}{both}."
-    if there == features:
+    lhs_channels_last = dn.lhs_spec[1] == last
+    # Whether rhs would fit if lhs had its channels first.
+    fits_first = lhs_channels_last and type(given) is int and lhs_shape[1] == given
+    plain = _channels_first(last - 1, "{0}IO")
+    if lhs_channels_last and max(o_axis, i_axis) == last and lhs_shape[1] == rhs_shape[0]:
+        pytorch = _channels_first(last - 1, "OI{0}")
+        otherwise = f"; if it is not, {plain}" if fits_first else ""
+        return f" Is rhs PyTorch's? If so, {pytorch} and transpose_kernel=True{otherwise}."
+    if other == features:
         flipped = "" if transpose_kernel else " (a forward convolution's kernel, which is flipped)"
         return f" Did you mean transpose_kernel={not transpose_kernel}{flipped}, {layout}"
     if groups > 1 and not transpose_kernel and rhs_shape[i_axis] == features:
         return " With groups, rhs has the in features of one group."
     if groups > 1 and transpose_kernel and rhs_shape[i_axis] == features:
         return " Are the letters I and O of its dimension_numbers exchanged?"
-    if first:
+    if fits_first:
         return f" Are the channels of lhs in axis 1? If so, {plain}."
     if features in rhs_shape[:i_axis]:
         axis = rhs_shape.index(features)
@@ -681,7 +684,7 @@ def _meant(
     return ""
 
 
-def _layout(n: int, rhs: str) -> str:
+def _channels_first(n: int, rhs: str) -> str:
     """What to pass if channels are first; `rhs` is the kernel's letters, {0} the spatial ones."""
     spatial = {1: "H", 2: "HW", 3: "DHW"}.get(n)
     if spatial is None:

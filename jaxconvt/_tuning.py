@@ -52,7 +52,7 @@ class Case(NamedTuple):
         text = f"{TITLES[self.what]} of lhs {lhs}, rhs {rhs}, strides {strides}"
         if any(d != 1 for d in dilation):
             text += f", dilation {dilation}"
-        dtypes = {self.lhs: 0, self.rhs: 0, self.out: 0}  # a set in order
+        dtypes = dict.fromkeys((self.lhs, self.rhs, self.out))  # each once, in order
         text += f", groups {self.g}" if self.g > 1 else ""
         text += f", {'/'.join(dtypes)}"
         return text + (f", precision {self.precision}" if self.precision else "")
@@ -64,7 +64,7 @@ class Pick(NamedTuple):
     case: Case
     choices: tuple[Choice, ...]  # the fastest: one, or those of both gradients
     seconds: float
-    default_seconds: float  # of jax.lax's own lowering
+    default_seconds: float  # of jax.lax's own lowering, or of another where that can't be made
     left_out: tuple[str, ...] = ()  # candidates that failed or returned other numbers, and how
 
     def __str__(self) -> str:
@@ -242,27 +242,23 @@ def _from_json(data: dict[str, Any]) -> Pick:
     seconds, default_seconds = float(data.pop("seconds")), float(data.pop("default_seconds"))
     left_out = data.pop("left_out")
     case = _typed(Case, {"axes": axes, **data})
-    wrong = {
-        f"what {case.what!r}": case.what not in TITLES,
-        f"{len(choices)} choices": len(choices) != (2 if case.what == "gradients" else 1),
-        f"left_out {left_out!r}": not (
-            isinstance(left_out, list) and all(isinstance(reason, str) for reason in left_out)
-        ),
-        f"seconds {seconds} and {default_seconds}": not (
-            math.isfinite(seconds) and math.isfinite(default_seconds)
-            and min(seconds, default_seconds) >= 0
-        ),
-        "a size below 0": min(
-            [case.n, case.g, case.i, case.j, *[s for a in axes for s in (a.size, a.taps)]]
-        ) < 0,
-        "a stride or dilation below 1": any(min(a.stride, a.dilation) < 1 for a in axes),
-    }  # fmt: skip
+    if case.what not in TITLES:
+        raise ValueError(f"what {case.what!r}")
+    if len(choices) != (2 if case.what == "gradients" else 1):
+        raise ValueError(f"{len(choices)} choices")
+    if not isinstance(left_out, list) or not all(isinstance(reason, str) for reason in left_out):
+        raise ValueError(f"left_out {left_out!r}")
+    if not all(math.isfinite(s) and s >= 0 for s in (seconds, default_seconds)):
+        raise ValueError(f"seconds {seconds} and {default_seconds}")
+    sizes = [case.n, case.g, case.i, case.j, *[s for a in axes for s in (a.size, a.taps)]]
+    if min(sizes) < 0:
+        raise ValueError("a size below 0")
+    if any(min(a.stride, a.dilation) < 1 for a in axes):
+        raise ValueError("a stride or dilation below 1")
     for choice in choices:
         known = choice.name in LOWERINGS and 0 <= choice.gathered <= len(axes)
-        wrong[f"the lowering {choice}"] = not known or choice.chunks < 1
-    for what, is_wrong in wrong.items():
-        if is_wrong:
-            raise ValueError(what)
+        if not known or choice.chunks < 1:
+            raise ValueError(f"the lowering {choice}")
     for dtype in (case.lhs, case.rhs, case.out):
         jnp.dtype(dtype)  # or a TypeError
     return Pick(case, choices, seconds, default_seconds, tuple(left_out))

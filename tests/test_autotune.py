@@ -18,7 +18,7 @@ from jax import export, lax
 from jaxlib.version import __version__ as jaxlib_version
 
 import jaxconvt
-from jaxconvt import _autotune, _compat, _primitive, _tuning
+from jaxconvt import _autotune, _compat, _primitive, _race, _tuning
 from jaxconvt._call import Choice
 from jaxconvt._lowerings import LOWERINGS
 from tests import util
@@ -39,8 +39,8 @@ def tuned(f, *args, times=None, **kwargs):
         return (times or {}).get(picks, 1.0)
 
     with (
-        mock.patch.object(_autotune, "_sample", sample),
-        mock.patch.object(_autotune, "_clock", lambda: 0.0),
+        mock.patch.object(_race, "_sample", sample),
+        mock.patch.object(_race, "_clock", lambda: 0.0),
     ):
         return jaxconvt.autotune(f, *args, **kwargs)
 
@@ -53,7 +53,7 @@ def value_tuning(choice=COL2IM, seconds=0.5):
 
 def found(f, *args):
     """What each measured case is of: its kind and its sizes n, g, i and j."""
-    with mock.patch.object(_autotune, "_tuned", lambda case, *_: (pick(case), [])):
+    with mock.patch.object(_race, "fastest", lambda case, *_: (pick(case), [])):
         picks = jaxconvt.autotune(f, *args).picks
     return sorted([(p.case.what, p.case.n, p.case.g, p.case.i, p.case.j) for p in picks])
 
@@ -277,12 +277,12 @@ class PickedTest(parameterized.TestCase):
             return 9.0 if picks == (COL2IM,) else 1.0
 
         with (
-            mock.patch.object(_autotune, "_sample", sample),
-            mock.patch.object(_autotune, "_clock", lambda: 0.0),
+            mock.patch.object(_race, "_sample", sample),
+            mock.patch.object(_race, "_clock", lambda: 0.0),
         ):
             jaxconvt.autotune(conv, X, W)
         self.assertEqual(calls.pop((COL2IM,)), 1)
-        self.assertEqual(set(calls.values()), {1 + _autotune.ROUNDS[1]})
+        self.assertEqual(set(calls.values()), {1 + _race.ROUNDS[1]})
 
     def test_in_changing_order(self):
         order = []
@@ -292,8 +292,8 @@ class PickedTest(parameterized.TestCase):
             return 1.0
 
         with (
-            mock.patch.object(_autotune, "_sample", sample),
-            mock.patch.object(_autotune, "_clock", lambda: 0.0),
+            mock.patch.object(_race, "_sample", sample),
+            mock.patch.object(_race, "_clock", lambda: 0.0),
         ):
             jaxconvt.autotune(conv, X, W)
         count = len(set(order))
@@ -313,8 +313,8 @@ class PickedTest(parameterized.TestCase):
             return 1.0
 
         with (
-            mock.patch.object(_autotune, "_sample", sample),
-            mock.patch.object(_autotune, "_clock", clock),
+            mock.patch.object(_race, "_sample", sample),
+            mock.patch.object(_race, "_clock", clock),
         ):
             jaxconvt.autotune(conv, X, W, seconds=0.5)
         self.assertLen(tried, 2)  # the default, and what auto would pick
@@ -338,17 +338,17 @@ class PickedTest(parameterized.TestCase):
         self.assertEqual(jaxconvt.Tuning.loads(tuning.dumps()), tuning)
 
     def test_nothing_runs(self):
-        self.enter_context(mock.patch.object(_autotune, "_differences", lambda *_: "all wrong"))
+        self.enter_context(mock.patch.object(_race, "_differences", lambda *_: "all wrong"))
         with self.assertRaisesRegex(ValueError, "got none: value of lhs.*dilated: all wrong"):
             tuned(conv, X, W)
 
     def test_one_of_two_runs(self):
-        original = _autotune._tuned
+        original = _race.fastest
 
         def only_one(case, *args):
             return original(case, *args) if case.n > 1 else (None, ["value: dilated: too large"])
 
-        self.enter_context(mock.patch.object(_autotune, "_tuned", only_one))
+        self.enter_context(mock.patch.object(_race, "fastest", only_one))
         with self.assertWarnsRegex(UserWarning, "leaves a call to 'auto': value of .* too large"):
             tuning = tuned(lambda x, w: (conv(x, w), conv(x[:1], w)), X, W)
         self.assertLen(tuning.picks, 1)
@@ -400,8 +400,8 @@ class PickedTest(parameterized.TestCase):
             self.assertLen(tuning.picks, 1 + inexact)
             got = jax.jit(functools.partial(step, implementation=tuning))(lhs, rhs)
             want = step(lhs, rhs, "dilated")
-            most = _autotune._tolerance(tuning.picks[0].case, on_cpu=True)
-            self.assertEqual(_autotune._differences(got, want, most), "")
+            most = _race._tolerance(tuning.picks[0].case, on_cpu=True)
+            self.assertEqual(_race._differences(got, want, most), "")
 
 
 class UsedTest(parameterized.TestCase):
@@ -448,7 +448,7 @@ class UsedTest(parameterized.TestCase):
         (measured,) = value_tuning(POLYPHASE).picks
         tuning = jaxconvt.Tuning("cpu", "cpu", jax.__version__, jaxlib_version, (measured,))
         for single in (True, False):
-            call = _autotune._call("out", measured.case, "cpu")._replace(single_device=single)
+            call = _race._call("out", measured.case, "cpu")._replace(single_device=single)
             got = _primitive._choice(tuning, call, measured.case, False)
             self.assertEqual(got == POLYPHASE, single)
             if not single:

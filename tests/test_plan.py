@@ -16,7 +16,7 @@ from jaxconvt._call import Choice
 from jaxconvt._chunks import CHUNK
 from jaxconvt._costs import PLATFORMS, cost_of, cpu
 from jaxconvt._layers import BY_NAME, LAYERS
-from jaxconvt._lowerings.strided import library_call
+from jaxconvt._lowerings.strided import why_no_library_call
 from tests import util
 
 TABLES = {"jaxlib 0.5": cpu.CPU, "jaxlib 0.11": cpu.CPU_0_11}
@@ -132,7 +132,7 @@ class Decisions(parameterized.TestCase):
     def test_gpu_is_cudnns_call_where_xla_has_one(self, name):
         for face in _call.FACES:
             call, choice = decided(name, face, "cuda")
-            if not library_call(call) and len(call.axes) < 3 and face != "lhs":
+            if not why_no_library_call(call) and len(call.axes) < 3 and face != "lhs":
                 self.assertEqual(choice.name, "strided" if call.strided else "dilated")
 
     def test_gpu_value_of_a_flipped_kernel_is_cudnns(self):
@@ -160,7 +160,7 @@ class Decisions(parameterized.TestCase):
         # Patches and Y of three taps each are more than four times lhs and output together.
         axes = (_geometry.Axis(128, 3, 1, 1, 1, 1),) * 2
         at = described("out", axes, n=1, g=1, i=64, j=64)  # one image is in no chunks
-        times = {c: _plan.seconds(at, c, cpu.CPU) for c in _plan.candidates(at)}
+        times = {c: estimate.seconds for c, estimate in _plan.estimates(at, cpu.CPU).items()}
         fastest = min(times, key=times.get)
         self.assertGreater(temp(at, fastest), 4 * at.bytes)
         self.assertNotIn(fastest, _plan.fitting(at, "auto", cpu.CPU))

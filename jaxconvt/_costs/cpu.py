@@ -156,40 +156,50 @@ def _sums(call: Call, work: Work, rates: Rates) -> float:
 
 
 def _convolution(call: Call, made: Convolution, rates: Rates, moved: float) -> float:
-    n = len(call.axes)
-    conv, pack = (
+    conv, window = (
         (rates.conv1, rates.packed1),
         (rates.conv, rates.packed),
         (rates.conv3, rates.packed3),
-    )[min(max(n, 1), 3) - 1]
+    )[min(max(len(call.axes), 1), 3) - 1]
     conv *= rates.grouped if call.g > 1 else 1.0
     if made.form in ("kernel gradient", "filter gradient"):
-        if call.g > 1:  # as if of all groups with all
-            return made.flops * rates.kernel * (10 if made.form == "kernel gradient" else 4)
-        if n > 2 or call.strided or call.dilated:
-            return made.flops * rates.kernel
-        if n == 2:
-            few = max(4 * rates.narrow / max(min(call.i, call.j), 1), 1.0)
-            return made.flops * rates.unstrided * few
-        return made.flops * conv * max(4 * rates.narrow / max(call.j, 1), 1.0)
-    value = call.face == "out" and made.form != "forward"  # of a dilated lhs
-    if value and (call.g > 1 or n > 2):
-        return call.stuffed_flops * rates.stuffed * max(rates.narrow / max(call.j, 1), 1.0)
-    if value:
-        slow = 4 if call.j < 4 else 1
-        if n > 1 and (call.dilated or any(a.taps > a.size for a in call.axes)):
-            slow *= 10  # no GEMM, but a loop
-        folded = call.contributions * call.itemsize  # a GEMM and a fold, one image at a time
-        time = made.flops * rates.dilated * slow + (folded + call.rhs_bytes / 2) * moved
-        if any(a.taps < a.stride for a in call.axes):  # most of the output is zeros
-            time += 2 * call.out_bytes * moved
-        return time + _fresh(folded, rates)
-    weights = 0.0
-    if n == 2:
+        return made.flops * _kernel_gradient(call, made, rates, conv)
+    if call.face == "out" and made.form != "forward":
+        return _dilated_value(call, made, rates, moved)
+    # No operand has zeros between its elements.
+    kernel = 0.0
+    if len(call.axes) == 2:
         conv *= rates.large if call.rhs_bytes > made.calls * CACHE else 1.0
-        weights = call.rhs_bytes * rates.weights
-    slow = 2 if call.face == "out" and call.j < 4 else 1
-    return made.flops * conv * slow + made.windows * pack + weights
+        kernel = call.rhs_bytes * rates.weights
+    narrow = 2 if call.face == "out" and call.j < 4 else 1
+    return made.flops * conv * narrow + made.windows * window + kernel
+
+
+def _kernel_gradient(call: Call, made: Convolution, rates: Rates, conv: float) -> float:
+    """Seconds per flop, where the window is the image."""
+    n = len(call.axes)
+    if call.g > 1:  # XLA multiplies channels of different groups, too; measured, not counted
+        return rates.kernel * (10 if made.form == "kernel gradient" else 4)
+    if n > 2 or call.strided or call.kernel_dilated:
+        return rates.kernel
+    if n == 2:
+        return rates.unstrided * max(4 * rates.narrow / max(min(call.i, call.j), 1), 1.0)
+    return conv * max(4 * rates.narrow / max(call.j, 1), 1.0)
+
+
+def _dilated_value(call: Call, made: Convolution, rates: Rates, moved: float) -> float:
+    """The value as XLA makes it, of a dilated lhs."""
+    n = len(call.axes)
+    if call.g > 1 or n > 2:  # the zeros are multiplied
+        return call.stuffed_flops * rates.stuffed * max(rates.narrow / max(call.j, 1), 1.0)
+    slow = 4 if call.j < 4 else 1
+    if n > 1 and (call.kernel_dilated or any(a.taps > a.size for a in call.axes)):
+        slow *= 10  # no GEMM, but a loop
+    folded = call.contributions * call.itemsize  # a GEMM and a fold, one image at a time
+    time = made.flops * rates.dilated * slow + (folded + call.rhs_bytes / 2) * moved
+    if any(a.taps < a.stride for a in call.axes):  # most of the output is zeros
+        time += 2 * call.out_bytes * moved
+    return time + _fresh(folded, rates)
 
 
 CPU = Cpu(RATES, "2 cores each of AMD EPYC (Zen 3) and Intel Xeon (AMX), jaxlib 0.10.2")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from jaxconvt._call import Call, Convolution, Work
 from jaxconvt._costs._interface import Cost
 from jaxconvt._geometry import dilate, runs
-from jaxconvt._lowerings.strided import library_call, uneven
+from jaxconvt._lowerings.strided import uneven, why_no_library_call
 
 
 class Device(NamedTuple):
@@ -79,36 +79,36 @@ class Gpu(Cost):
 
     def _convolution(self, call: Call, work: Work, made: Convolution) -> float:
         """With copies to cuDNN's order: of the kernel, and in 3-D (channels first) of the rest."""
-        stuffed = self._stuffed(call, made)
+        stuffed, several = self._stuffed(call, made), work.made > 0
+        to_channels_first = len(call.axes) > 2 and not call.taps_last
         lhs, flops = call.lhs_bytes, made.flops
-        copied, copies = 2.0 * call.rhs_bytes, 1
-        if call.taps_last and work.rearranged:  # apart from that
-            copied, copies = copied + 2 * call.rhs_bytes, copies + 1
-        first = len(call.axes) > 2 and not call.taps_last
+        copies = [(1, 2 * call.rhs_bytes)]  # how many, and the bytes of all together
+        if call.taps_last and work.rearranged:  # the reverse is apart from that
+            copies.append((1, 2 * call.rhs_bytes))
         if stuffed:
             lhs, flops = call.stuffed_bytes, call.stuffed_flops
-            copied, copies = copied + call.lhs_bytes + lhs, copies + 1
-            if call.taps_last and len(call.axes) < 3:  # which is that transpose
-                copied, copies = copied - 2 * call.lhs_bytes, copies - 1
-        elif first and call.i > 1:
-            copied, copies = copied + 2 * lhs, copies + made.calls
-        if first and call.j > 1:
-            copied, copies = copied + 2 * call.out_bytes, copies + made.calls
-        if not stuffed and not first and not work.made and uneven(call):
-            copied, copies = copied + 2 * call.out_bytes, copies + 1
-        if call.dilated and not work.made:  # the kernel is filled up with zeros
+            copies.append((1, call.lhs_bytes + lhs))
+            if call.taps_last and len(call.axes) < 3:  # the transpose that `seconds` counts is this
+                copies.append((-1, -2 * call.lhs_bytes))
+        elif to_channels_first and call.i > 1:
+            copies.append((made.calls, 2 * lhs))
+        if to_channels_first and call.j > 1:
+            copies.append((made.calls, 2 * call.out_bytes))
+        if not (stuffed or to_channels_first or several) and uneven(call):
+            copies.append((1, 2 * call.out_bytes))
+        if call.kernel_dilated and not several:  # the kernel is filled up with zeros
             flops *= math.prod([dilate(a.taps, a.dilation) / a.taps for a in call.axes])
-            copies += 1
-        if work.made:  # the results put together, of which each is a copy
-            copied += 2 * made.calls * work.made
-            copies += 3 * made.calls - 1 + (call.face == "lhs")
-        time = copies * START + copied * self.byte + (made.calls - 1) * START
+            copies.append((1, 0))
+        if several:  # each result is copied to its place
+            copies.append((3 * made.calls - 1 + (call.face == "lhs"), 2 * made.calls * work.made))
+        started, copied = (sum(counts) for counts in zip(*copies, strict=True))
+        time: float = started * START + copied * self.byte + (made.calls - 1) * START
         moved = call.rhs_bytes + call.out_bytes + made.calls * lhs
         return time + self._operation(call, moved, flops)
 
     def convolution(self, call: Call, made: Convolution) -> str:
         if self._stuffed(call, made):
-            why = library_call(call) or "its kernel is no explicit reverse"
+            why = why_no_library_call(call) or "its kernel is no explicit reverse"
             if made.form == "kernel gradient":
                 why = "it is made with a dilated lhs"
             return f"cuDNN forward convolution over zeros between the elements of lhs ({why})"
@@ -121,7 +121,7 @@ class Gpu(Cost):
             return False
         reversed_ = call.flipped and call.face == "out"
         looked_for = made.form in ("input gradient", "filter gradient") or reversed_
-        return not looked_for or bool(library_call(call))
+        return not looked_for or bool(why_no_library_call(call))
 
 
 _COSTS = {name: Gpu(name) for name in DEVICES}

@@ -6,7 +6,7 @@ lowerings copy what they make of the output, in such tiles, too. The formulas es
 lowering low and all others high, so that another is picked only where it is surely faster.
 """
 
-from jaxconvt._call import Call, Convolution, Work, packed
+from jaxconvt._call import Call, Convolution, Work, window_bytes
 from jaxconvt._costs._interface import Cost
 from jaxconvt._geometry import runs
 
@@ -38,7 +38,7 @@ class Tpu(Cost):
         multiplied = work.product_flops * MULTIPLIED
         if call.g > 1:  # groups are brought to the front
             moved += (call.lhs_bytes + call.out_bytes) * spread
-        moved *= 2.0 if call.dilated else 1.0
+        moved *= 2.0 if call.kernel_dilated else 1.0
         if len(call.axes) > 1 and any(len(runs(axis)) > 1 for axis in call.axes):
             moved *= 16.0 if len(call.axes) > 2 and call.j < 8 else 4.0  # folded axis by axis
         return moved / 55 + multiplied + (work.products - 1) * OPERATION
@@ -50,7 +50,7 @@ class Tpu(Cost):
         stuffed = 8 if call.face == "out" and zeros and call.i < 8 else LANES
         tiles = _tiled(call.i, stuffed) * _tiled(call.j, few) / (call.i * call.j)
         cycles = (call.stuffed_flops if zeros else call.flops) * MULTIPLIED * tiles
-        if call.g > 1:  # channels of groups share tiles, and only the window is in the way
+        if call.g > 1:  # groups share tiles: what is read and written costs most
             cycles = call.bytes / 30
             if made.form == "kernel gradient":
                 cycles *= 0.3 if len(call.axes) == 1 else 2.5
@@ -66,7 +66,7 @@ class Tpu(Cost):
         if work.made:  # the results put together
             cycles += work.made / 60 + call.rhs_bytes / 60 + made.calls * OPERATION
             cycles += (made.calls - 1) * 3 * OPERATION
-            one = packed(call.n * call.g * call.extent("size"), call.i, call.itemsize)
+            one = window_bytes(call.n * call.g * call.extent("size"), call.i, call.itemsize)
             cycles += max(made.windows - one, 0) / 10
         return cycles
 

@@ -32,7 +32,7 @@ class Col2im(Lowering):
     def forms(self, call: Call) -> Sequence[Choice]:
         if not call.static:
             return [Choice(self.name)]
-        most = 0 if not call.lhs_divisible else len(call.axes)
+        most = 0 if not call.may_sum_parts else len(call.axes)
         whole = [Choice(self.name, gathered) for gathered in range(most + 1)]
         chunked = [_chunks.chunked(call, form, _temp(form), call.rhs_bytes) for form in whole]
         return [*whole, *[form for form in chunked if form.chunks > 1]]
@@ -91,18 +91,16 @@ class Col2im(Lowering):
             # A GEMM wants contracted axes last in its first operand, first in its second. XLA
             # copies the first operand for that, so the smaller one is first. That is seldom U.
             u = views.seen(ct, axes, group)
-            c = u.ndim - (n + 1)
+            left = u.ndim - (n + 1)  # of the axes of U, the r.. b.., j that remain
             if _smaller(u.shape[n + 1 :], (*[len(p.shifts) for p in group], lhs.shape[-1])):
                 x = _summable(views.patches(lhs, axes, group), 0, call)
-                u = _summable(u, 0, call)
-                summed = u.ndim - c
-                u = lax.transpose(u, (*range(summed, u.ndim), *range(summed)))
-                k = _dot(u, x, (tuple(range(c, u.ndim)), tuple(range(summed))), how.exchanged)
-                k = lax.transpose(k, (*range(c, k.ndim), *range(c)))
+                u = _last(_summable(u, 0, call), -left)
+                over = tuple(range(left, u.ndim)), tuple(range(u.ndim - left))
+                k = _last(_dot(u, x, over, how.exchanged), left)
             else:
                 x = _summable(views.patches(front, axes, group, True), gathered + 1, call)
                 u = _summable(u, 0, call)
-                over = tuple(range(gathered + 1, x.ndim)), tuple(range(u.ndim - c))
+                over = tuple(range(gathered + 1, x.ndim)), tuple(range(u.ndim - left))
                 k = _dot(x, u, over, how)
             view = partial(views.kernel, axes=axes, group=group, flipped=call.flipped, few=0)
             parts.append(views.back(view, shape, k))
@@ -158,6 +156,12 @@ def _summable(x: jax.Array, first: int, call: Call) -> jax.Array:
         return x
     spatial = math.prod(x.shape[first + 1 : first + 1 + n])
     return lax.reshape(x, (*x.shape[: first + 1], spatial, *x.shape[first + 1 + n :]))
+
+
+def _last(x: jax.Array, count: int) -> jax.Array:
+    """The first `count` axes made the last; all but the last `-count` if it is negative."""
+    order = range(x.ndim)
+    return lax.transpose(x, (*order[count:], *order[:count]))
 
 
 def _smaller(shape: tuple[Size, ...], other: tuple[Size, ...]) -> bool:

@@ -33,11 +33,11 @@ class Depthwise(Lowering):
 
     def forms(self, call: Call) -> Sequence[Choice]:
         one_each = type(call.g) is int and call.g > 1 and type(call.i) is int and call.i == 1
-        made = one_each and _terms(call.axes) <= TERMS
-        forms = [Choice(self.name)] if made else []
-        if made and call.static:
-            forms.append(_chunks.chunked(call, forms[0], _temp))
-        return list(dict.fromkeys(forms))
+        if not one_each or _terms(call.axes) > TERMS:
+            return []
+        whole = Choice(self.name)
+        chunked = _chunks.chunked(call, whole, _temp) if call.static else whole
+        return [whole] if chunked == whole else [whole, chunked]
 
     def work(self, call: Call, choice: Choice) -> Work:
         return Work(sums=_terms(call.axes), sum_flops=call.flops, operations=4, temp=_temp(call))

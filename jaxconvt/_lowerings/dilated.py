@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxconvt._call import Call, Choice, Convolution, Work, packed
+from jaxconvt._call import Call, Choice, Convolution, Work, window_bytes
 from jaxconvt._compat import conv_general_dilated
 from jaxconvt._geometry import dilate
 from jaxconvt._lowerings._interface import Lowering
@@ -27,12 +27,12 @@ class Dilated(Lowering):
         if call.face == "rhs":
             form = "kernel gradient"
         elif call.face == "lhs":
-            form, windows = "forward", packed(points, call.j, call.itemsize)
+            form, windows = "forward", window_bytes(points, call.j, call.itemsize)
             rearranged = 0 if call.flipped else call.rhs_bytes
             if any(a.taps < a.stride for a in call.axes):  # the cotangent is cropped first
                 patches = call.out_bytes
         elif not call.strided:
-            form, windows = "forward", packed(points, call.i, call.itemsize)
+            form, windows = "forward", window_bytes(points, call.i, call.itemsize)
         made = Convolution(form, call.flops, windows)
         return Work(convolution=made, patches=patches, rearranged=rearranged)
 
@@ -85,7 +85,7 @@ def convolve(
         if lhs_dilation[at] == 1:
             if not 0 <= lo < e:
                 lhs, pads[at] = pad(lhs, 1 + at, lo, hi), (0, 0)
-        elif lo >= e:
+        elif lo >= e:  # a dilated lhs would be cropped so in the transpose: zeros are put in after
             out = dilate(lhs.shape[1 + at], lhs_dilation[at]) + lo + hi - e + 1
             left_out[at] = min(lo - e + 1, out)
             pads[at] = lo - left_out[at], hi

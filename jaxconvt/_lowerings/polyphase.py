@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxconvt import _views as views
-from jaxconvt._call import Call, Choice, Convolution, Work, packed
+from jaxconvt._call import Call, Choice, Convolution, Work, window_bytes
 from jaxconvt._geometry import Axes, phase_groups
 from jaxconvt._lowerings._interface import Lowering
 from jaxconvt._lowerings.dilated import convolve
@@ -92,7 +92,7 @@ def _windows(call: Call) -> int:
             points, channels = math.prod([p.seen.size for p in group]), call.i
         else:
             points, channels = call.extent("size"), call.j * phases
-        total += packed(call.n * call.g * points * shifts, channels, call.itemsize)
+        total += window_bytes(call.n * call.g * points * shifts, channels, call.itemsize)
     return total
 
 

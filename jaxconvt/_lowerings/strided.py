@@ -8,7 +8,7 @@ flipped; with `flipped`, rhs is stored as K. So
     dlhs = F(ct, K)                                (its forward convolution)
     dK   = the filter gradient of F at lhs         (its backward-filter convolution)
 
-XLA looks for these forms on GPU (see `library_call`). The filter gradient is written by hand:
+XLA looks for these forms on GPU (see `why_no_library_call`). The filter gradient is by hand:
 autodiff would make it from the value, with the zeros of a dilated lhs in it.
 """
 
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxconvt._call import Call, Choice, Convolution, Work, packed
+from jaxconvt._call import Call, Choice, Convolution, Work, window_bytes
 from jaxconvt._compat import conv_general_dilated
 from jaxconvt._geometry import Axis, dilate
 from jaxconvt._lowerings._interface import Lowering
@@ -44,7 +44,7 @@ class Strided(Lowering):
         if form == "forward":
             points = call.n * call.g * call.extent("size") * call.extent("taps")
             channels = call.i if call.face == "out" else call.j
-            windows = packed(points, channels, call.itemsize)
+            windows = window_bytes(points, channels, call.itemsize)
         trimmed = sum([t[1:] != (0, 0, 0, 0) for t in _trimmed(call)])
         moved = trimmed * (call.lhs_bytes + call.out_bytes)
         return Work(
@@ -115,13 +115,13 @@ class Strided(Lowering):
         return lax.reshape(rhs, (*rhs.shape[:n], g, i, j))
 
 
-def library_call(call: Call) -> str:
+def why_no_library_call(call: Call) -> str:
     """Why XLA:GPU has no call of cuDNN's for a face, in words, or "" if it has."""
     if not 1 <= len(call.axes) <= 3:
         return "cuDNN's convolutions have one to three spatial dimensions"
     if call.kind == "integer":
         return "cuDNN's convolutions are of floating-point numbers"
-    if call.dilated:
+    if call.kernel_dilated:
         return "XLA takes a dilated kernel for no gradient of a convolution"
     if call.face == "out" and call.g > 1:
         return "XLA takes no convolution with groups for an input gradient"

@@ -7,7 +7,7 @@ from jaxconvt import _layout, _plan
 from jaxconvt._costs import cost_of
 from jaxconvt._explain import call_arguments
 from jaxconvt._layers import BY_NAME, LAYERS
-from jaxconvt._lowerings.strided import library_call
+from jaxconvt._lowerings.strided import why_no_library_call
 
 FACES = {"value": "out", "lhs gradient": "lhs", "rhs gradient": "rhs"}
 CALLS = {"out": "I", "lhs": "F", "rhs": "W"}
@@ -44,10 +44,10 @@ class GpuTest(parameterized.TestCase):
                 if mode == "step" or channels_first:
                     continue
                 call, ours = calls[FACES[mode]], programs["auto"]
-                if not call.dilated:  # no multiply-add with a zero that was put in
+                if not call.kernel_dilated:  # no multiply-add with a zero that was put in
                     self.assertLessEqual(ours["flops"], 1.1 * call.flops)
                 choice = _plan.choose("auto", cost_of("cuda", "NVIDIA H100"), call, False)
-                if choice.name == "strided" and not library_call(call):
+                if choice.name == "strided" and not why_no_library_call(call):
                     forward = (name, call.face) in FORWARD
                     self.assertEqual(ours["calls"], "F" if forward else CALLS[call.face])
                     self.assertLessEqual(ours["kernels"], 4)

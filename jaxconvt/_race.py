@@ -1,0 +1,283 @@
+"""Measures the lowerings of one case, and finds the fastest."""
+
+import itertools
+import math
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxconvt import _compat, _costs, _plan, _primitive
+from jaxconvt._call import Call, Choice
+from jaxconvt._measure import difference, tolerance
+from jaxconvt._tuning import TITLES, Case, Pick
+
+Picks = tuple[Choice, ...]  # of one face, or of both gradients
+
+TIE = 1.03  # a pick must be so many times as fast as the default's: less may be noise
+SLOW = 1.5  # a candidate that takes more than so many times the least is not called again
+ROUNDS = 3, 20  # the least and the most rounds: each round calls every candidate
+SAMPLE = 1e-3  # about how many seconds of calls, one after the other, are one measurement
+PAIRS = 6  # how many pairs of gradients are measured together, besides the default's and auto's
+
+
+def fastest(
+    case: Case, params: Mapping[str, Any], backend: str, device: Any, seconds: float
+) -> tuple[Pick | None, list[str]]:
+    """The fastest of the candidates, and what was left out; none if not even the default runs."""
+    cost = _costs.cost_of(backend, device.device_kind)
+    faces = _faces(case)
+    left_out: list[str] = []
+    with _compat.exactly(case.lhs, case.rhs, case.out):
+        calls = [_call(face, case, backend) for face in faces]
+        operands = _operands(case, device)
+        most = _tolerance(case, backend == "cpu")
+
+        def race(faces: Sequence[str], picks: Sequence[Picks]) -> dict[Picks, float]:
+            functions = {pick: _function(faces, pick, case, params) for pick in picks}
+            times, reasons = _race(functions, operands, seconds, most)
+            title = TITLES[case.what if len(faces) > 1 else faces[0]]
+            left_out.extend([f"{title}: {reason}" for reason in reasons])
+            return times
+
+        singles = []
+        for face, call in zip(faces, calls, strict=True):
+            times = race((face,), [(choice,) for choice in _in_order(call, cost)])
+            if not times:
+                return None, left_out
+            singles.append(times)
+        if len(faces) > 1:
+            times = race(faces, _pairs(singles, calls, cost))
+    return _pick(case, times, left_out) if times else None, left_out
+
+
+def _pick(case: Case, times: dict[Picks, float], left_out: Sequence[str]) -> Pick:
+    """The first is the default's, which wins ties."""
+    default = next(iter(times))
+    best = min(times, key=lambda picks: times[picks])
+    if times[best] * TIE >= times[default]:
+        best = default
+    fastest, reference = (float(f"{times[picks]:.3g}") for picks in (best, default))
+    return Pick(case, best, fastest, reference, tuple(left_out))
+
+
+def _in_order(call: Call, cost: Any) -> list[Choice]:
+    """The default's own form where it can be made, what auto picks, and others that fit."""
+    first = _plan.choose("auto", cost, call, False)
+    call = _plan.widened(call, cost)
+    times = _plan.fitting(call, "auto", cost)
+    others = sorted(times, key=lambda choice: times[choice])
+    return list(dict.fromkeys([_plan.candidates(call)[0], first, *others]))
+
+
+def _pairs(singles: Sequence[dict[Picks, float]], calls: Sequence[Call], cost: Any) -> list[Picks]:
+    """The default's, what auto picks, and those that ought to be fastest: some share work."""
+    auto = tuple([_plan.choose("auto", cost, call, True) for call in calls])
+    calls = [_plan.widened(call, cost) for call in calls]
+    estimated = _plan.pair_estimates(calls, "auto", cost)
+    times: dict[Picks, float] = {}
+    for one, other in itertools.product(*singles):
+        picks = one + other
+        measured = singles[0][one] + singles[1][other]
+        pair = estimated.get(picks)
+        saved = pair.saved / (pair.seconds + pair.saved) if pair else 0.0
+        times[picks] = measured * (1 - saved)
+    best = sorted(times, key=lambda picks: times[picks])[:PAIRS]
+    return list(dict.fromkeys([next(iter(times)), auto, *best]))
+
+
+def _race(
+    functions: Mapping[Picks, Callable[..., Any]],
+    operands: dict[str, Any],
+    seconds: float,
+    most: float,
+) -> tuple[dict[Picks, float], list[str]]:
+    """Medians of functions called in turn, and why others are left out.
+
+    The first is the reference, from which the others may differ by `most`, see `_differences`.
+    """
+    end = _clock() + seconds
+    times: dict[Picks, list[float]] = {}
+    runs: dict[Picks, Callable[[], Any]] = {}
+    left_out = []
+    expected: Any = None
+    for at, (picks, function) in enumerate(functions.items()):
+        if at > 1 and _clock() > end:
+            break
+        try:
+            run = partial(jax.jit(function).lower(operands).compile(), operands)
+            result = jax.block_until_ready(run())
+            expected = expected or result
+            wrong = _differences(result, expected, most)
+        except Exception as e:  # whatever a backend may raise: it is not to be picked, then
+            wrong = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
+        if wrong:
+            left_out.append(f"{', '.join(map(str, picks))}: {wrong}")
+            if not times:  # nothing to compare with
+                break
+            continue
+        times[picks], runs[picks] = [_sample(picks, run, 1)], run
+    counts = {
+        picks: max(1, min(50, int(SAMPLE / max(own[0], 1e-9)))) for picks, own in times.items()
+    }
+    order = _near({picks: own[0] for picks, own in times.items()})
+    for rounds in range(ROUNDS[1]):
+        late = _clock() - end
+        if late > 2 * seconds or (late > 0 and rounds >= ROUNDS[0]) or len(order) < 2:
+            break
+        random.Random(rounds).shuffle(order)
+        for picks in order:
+            times[picks].append(_sample(picks, runs[picks], counts[picks]))
+        if rounds == ROUNDS[0]:
+            order = _near({picks: float(np.median(times[picks][1:])) for picks in order})
+    # The first call warms caches; it counts where there are no others.
+    medians = {picks: float(np.median(own[1:] or own)) for picks, own in times.items()}
+    return medians, left_out
+
+
+def _near(times: dict[Picks, float]) -> list[Picks]:
+    """Those that may be the fastest."""
+    least = min(times.values(), default=0.0)
+    return [picks for picks, seconds in times.items() if seconds <= SLOW * least]
+
+
+_clock = time.perf_counter
+
+
+def _sample(picks: Picks, run: Callable[[], Any], count: int) -> float:
+    """Seconds of one call, of several in a row."""
+    start = _clock()
+    for _ in range(count):
+        result = run()
+    jax.block_until_ready(result)
+    return (_clock() - start) / count
+
+
+def _differences(result: Any, expected: Any, most: float) -> str:
+    """In words, if there are any but those of rounding; `expected` may be the result itself."""
+    for ours, theirs in zip(result, expected, strict=True):
+        largest = difference(ours, theirs)
+        if not largest <= most:
+            return (
+                f"its largest difference from the default is {largest:.0e} of the largest "
+                f"magnitude, more than {most:.0e}"
+            )
+    return ""
+
+
+def _tolerance(case: Case, on_cpu: bool) -> float:
+    """The largest difference that rounding may make, of the largest magnitude in an array."""
+    most = max([tolerance(dtype, on_cpu) for dtype in (case.lhs, case.rhs, case.out)])
+    # Long sums, in float32 at least, are rounded more often.
+    return max(most, float(np.finfo(np.float32).eps) * _terms(case) ** 0.5) if most else most
+
+
+def _terms(case: Case) -> int:
+    """About how many products are in a sum."""
+    taps, size = (
+        math.prod([getattr(axis, name) for axis in case.axes]) for name in ("taps", "size")
+    )
+    terms: dict[str, int] = {"out": case.i * taps, "lhs": case.j * taps, "rhs": case.n * size}
+    return max([terms[face] for face in _faces(case)])
+
+
+# What is run
+
+
+def _faces(case: Case) -> tuple[str, ...]:
+    return ("lhs", "rhs") if case.what == "gradients" else (case.what,)
+
+
+def _call(face: str, case: Case, backend: str) -> Call:
+    structs = _structs(case)
+    x, y = (structs[array] for array in _primitive.OPERANDS[face])
+    return _primitive.call_of(
+        face,
+        x,
+        y,
+        axes=case.axes,
+        dtype=structs[face].dtype,
+        flipped=case.flipped,
+        taps_last=case.taps_last,
+        single_device=True,
+        platform=backend,
+    )
+
+
+def _structs(case: Case) -> dict[str, jax.ShapeDtypeStruct]:
+    """lhs, rhs and out as the primitive has them."""
+    return {
+        array: jax.ShapeDtypeStruct(
+            _primitive.shape_of(array, case.axes, case.n, case.g, case.i, case.j),
+            getattr(case, array),
+        )
+        for array in ("lhs", "rhs", "out")
+    }
+
+
+def _order(array: str, case: Case) -> tuple[int, ...]:
+    """The order in which the caller's array seems to have the primitive's axes.
+
+    If rhs has its taps last, the spatial axes of every array seem to be last.
+    """
+    n = len(case.axes)
+    first = 0 if array == "rhs" else 1  # of the spatial ones
+    spatial = range(first, first + n)
+    rest = range(first + n, first + n + (3 if array == "rhs" else 2))
+    channels_first = (*range(first), *rest, *spatial)
+    return channels_first if case.taps_last else tuple(sorted(channels_first))
+
+
+def _function(
+    faces: Sequence[str], picks: Picks, case: Case, params: Mapping[str, Any]
+) -> Callable[[dict[str, Any]], Any]:
+    """Those faces by these lowerings, of a dict of arrays."""
+
+    def function(operands: dict[str, Any]) -> Any:
+        arrays = {
+            array: jax.lax.transpose(x, np.argsort(_order(array, case)))
+            for array, x in operands.items()
+        }
+        results = []
+        for face, choice in zip(faces, picks, strict=True):
+            more = dict(
+                face=face,
+                implementation=choice,
+                dtype=jnp.dtype(getattr(case, face)),
+            )
+            x, y = (arrays[array] for array in _primitive.OPERANDS[face])
+            result = _primitive.bind(x=x, y=y, **{**params, **more})
+            results.append(jax.lax.transpose(result, _order(face, case)))
+        return results
+
+    return function
+
+
+def _operands(case: Case, device: Any) -> dict[str, Any]:
+    """Random ones, of those arrays that are wanted; a short sequence again and again is enough."""
+    faces, terms = _faces(case), _terms(case)
+    rng = np.random.default_rng(0)
+    result = {}
+    for array, struct in _structs(case).items():
+        if not any(array in _primitive.OPERANDS[face] for face in faces):
+            continue
+        dtype = struct.dtype
+        # So that sums are neither too large for narrow dtypes, nor all true.
+        numbers: np.ndarray[Any, Any] = rng.standard_normal(_REPEATED) * terms**-0.25
+        if dtype == jnp.bool_:
+            numbers = rng.random(_REPEATED) < terms**-0.5
+        elif jnp.issubdtype(dtype, jnp.integer):
+            numbers = rng.integers(0, 5, _REPEATED)
+        elif jnp.issubdtype(dtype, jnp.complexfloating):
+            numbers = numbers + 1j * rng.permutation(numbers)
+        shape = [struct.shape[axis] for axis in _order(array, case)]
+        result[array] = jax.device_put(np.resize(numbers.astype(dtype), shape), device)
+    return result
+
+
+_REPEATED = 65_537  # a prime, so that no two rows are alike
