@@ -1,4 +1,4 @@
-"""Every implementation on eight devices; run by test_devices.py, in a process of its own.
+"""Every implementation on eight devices; run by test_beside.py, in a process of its own.
 
 To read the collectives of a layer yourself, as `python -m tests.devices` prints them:
 
@@ -7,8 +7,10 @@ To read the collectives of a layer yourself, as `python -m tests.devices` prints
 
 import collections
 import functools
+import itertools
 import math
 import re
+from typing import ClassVar
 from unittest import mock
 
 import jax
@@ -29,6 +31,9 @@ LHS, RHS = util.random("lhs", (8, 32, 8, 8)), util.random("rhs", (4, 3, 8, 16))
 # Padded so that the same shifts of lhs reach both phases of the rows, twice as many as lhs's.
 ARGUMENTS = {"strides": (2, 1), "padding": [(3, 1), (1, 1)]}
 OURS = tuple(name for name in IMPLEMENTATIONS if name != "dilated")
+# What devices of a CPU divide is made by "depthwise" or "col2im", whatever is asked for, unless
+# it was exported. `ShardedTest.test_sharding` asks for all, other tests for one that can't be made.
+DIVIDED = ("strided", "depthwise", "auto")
 
 REDUCE, PERMUTE, GATHER = "all-reduce", "collective-permute", "all-gather"
 COLLECTIVES = (REDUCE, PERMUTE, GATHER, "reduce-scatter", "all-to-all")
@@ -154,7 +159,7 @@ class ShardedTest(parameterized.TestCase):
         self.assertBetween(flops(program) / all_flops * ways(lhs, rhs), 0.95, most)
 
     @parameterized.product(
-        spec=(P("b"), P(None, "a", "b"), P(None, None, None, "b")), implementation=OURS
+        spec=(P("b"), P(None, "a", "b"), P(None, None, None, "b")), implementation=DIVIDED
     )
     def test_what_does_not_divide(self, spec, implementation):
         # 3 images, 13x7 pixels to 28x14, 6 channels to 5.
@@ -233,10 +238,13 @@ class DividedGroupsTest(parameterized.TestCase):
 
         return f
 
-    def check(self, functions, operands, specs, types=()):
-        """The first of the functions, divided, has what the other has on one device."""
-        ours, alone = functions
-        want = jax.jit(alone)(*operands)
+    on_one_device: ClassVar = {}  # by what is computed and of what size
+
+    def check(self, each, implementation, operands, specs, types=()):
+        """`each` of an implementation, divided, has what the default has on one device."""
+        key = self._testMethodName.rstrip("0123456789"), *[x.shape for x in operands]
+        if key not in self.on_one_device:
+            self.on_one_device[key] = jax.tree.leaves(jax.jit(each("dilated"))(*operands))
         over = jax.sharding.Mesh(
             np.array(jax.devices()), ("d",), **({"axis_types": types} if types else {})
         )
@@ -244,9 +252,8 @@ class DividedGroupsTest(parameterized.TestCase):
             jax.device_put(x, NamedSharding(over, spec))
             for x, spec in zip(operands, specs, strict=True)
         ]
-        for x, y in zip(
-            jax.tree.leaves(jax.jit(ours)(*divided)), jax.tree.leaves(want), strict=True
-        ):
+        got = jax.tree.leaves(jax.jit(each(implementation))(*divided))
+        for x, y in zip(got, self.on_one_device[key], strict=True):
             np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-4)
 
     def explicit(self):
@@ -255,9 +262,12 @@ class DividedGroupsTest(parameterized.TestCase):
         return (jax.sharding.AxisType.Explicit,)
 
     @parameterized.product(
-        implementation=OURS, n=(1, 2, 3), examples=(8, 16), explicit=(False, True)
+        implementation=DIVIDED,
+        # Spatial axes, examples, and whether axes of the mesh are explicit
+        how=((1, 8, False), (1, 16, True), (2, 16, False), (2, 8, True), (3, 8, False)),
     )
-    def test_gradient_of_each_example(self, implementation, n, examples, explicit):
+    def test_gradient_of_each_example(self, implementation, how):
+        n, examples, explicit = how
         types = self.explicit() if explicit else ()
         lhs, kernels = self.arrays(n, examples)
 
@@ -266,40 +276,43 @@ class DividedGroupsTest(parameterized.TestCase):
             gradients = jax.value_and_grad(lambda w, x: jnp.sum(jnp.sin(f(x[None], w))), (0, 1))
             return lambda x, w: jax.vmap(gradients, (None, 0))(w, x)
 
-        specs = P("d"), P()
-        self.check((each(implementation), each("dilated")), (lhs, kernels[0]), specs, types)
+        self.check(each, implementation, (lhs, kernels[0]), (P("d"), P()), types)
 
     @parameterized.product(
-        implementation=OURS, n=(1, 2, 3), examples=(8, 24), explicit=(False, True)
+        implementation=DIVIDED,
+        how=((1, 8, False), (1, 24, True), (2, 24, False), (2, 8, True), (3, 8, False)),
     )
-    def test_kernel_of_each_example(self, implementation, n, examples, explicit):
+    def test_kernel_of_each_example(self, implementation, how):
+        n, examples, explicit = how
         types = self.explicit() if explicit else ()
 
         def each(name):
             f = self.conv(name)
             return step(jax.vmap(lambda x, w: f(x[None], w)[0]))
 
-        specs = P("d"), P("d")
-        functions = each(implementation), each("dilated")
-        self.check(functions, self.arrays(n, examples), specs, types)
+        self.check(each, implementation, self.arrays(n, examples), (P("d"), P("d")), types)
 
     @parameterized.product(
-        implementation=OURS,
-        n=(1, 2, 3),
-        groups=(2, 8, 12, 16),
-        divided=("lhs", "rhs", "both", "batch"),
+        implementation=DIVIDED,
+        # Fewer groups than devices, as many, more, and a multiple
+        case=[
+            *itertools.product((1,), (8, 12), ("lhs", "rhs", "both", "batch")),
+            *itertools.product((1,), (2, 16), ("lhs", "both")),
+            *itertools.product((2,), (8, 12), ("lhs", "both")),
+            (3, 8, "both"),
+        ],
     )
-    def test_groups_of_the_user(self, implementation, n, groups, divided):
+    def test_groups_of_the_user(self, implementation, case):
+        n, groups, divided = case
         lhs, kernels = self.arrays(n, 8, groups)
         last = P(*[None] * (n + 1), "d")
         specs = {
             "lhs": (last, P()), "rhs": (P(), last), "both": (last, last), "batch": (P("d"), P()),
         }[divided]  # fmt: skip
-        functions = [
-            step(self.conv(name, feature_group_count=groups))
-            for name in (implementation, "dilated")
-        ]
-        self.check(functions, (lhs, kernels[0]), specs)
+        self.check(
+            lambda name: step(self.conv(name, feature_group_count=groups)),
+            implementation, (lhs, kernels[0]), specs,
+        )  # fmt: skip
 
     @parameterized.product(implementation=OURS, n=(1, 2, 3))
     def test_exported_on_one_device_and_called_on_several(self, implementation, n):
@@ -307,15 +320,16 @@ class DividedGroupsTest(parameterized.TestCase):
 
         def each(name):
             f = self.conv(name)
-            gradient = jax.grad(lambda w, x: jnp.sum(jnp.sin(f(x[None], w))))
-            return lambda x, w: jax.vmap(gradient, (None, 0))(w, x)
+            return step(jax.vmap(lambda x, w: f(x[None], w)[0]))
 
-        exported = export.export(jax.jit(each(implementation)))(lhs, kernels[0])
+        exported = export.export(jax.jit(each(implementation)))(lhs, kernels)
         self.assertEqual(exported.nr_devices, 1)
-        self.check((exported.call, each("dilated")), (lhs, kernels[0]), (P("d"), P()))
+        run = {implementation: exported.call, "dilated": each("dilated")}.get
+        self.check(run, implementation, (lhs, kernels), (P("d"), P("d")))
 
-    @parameterized.product(implementation=OURS, groups=(1, 8), examples=(8, 16))
-    def test_inside_a_shard_map(self, implementation, groups, examples):
+    @parameterized.product(implementation=OURS, size=((1, 8), (1, 16), (8, 8)))
+    def test_inside_a_shard_map(self, implementation, size):
+        groups, examples = size
         lhs, kernels = self.arrays(2, examples, groups)
 
         def each(name):
@@ -362,7 +376,7 @@ class DividedDifferentlyTest(parameterized.TestCase):
         case("3d", (8, 8, 8, 4, 4), (3, 2, 2, 4, 4), (2, 1, 2), "SAME"),
     )
 
-    @parameterized.product(implementation=("auto", "polyphase", "strided"), c=CALLS)
+    @parameterized.product(implementation=("auto", "strided"), c=CALLS)
     def test_value_and_gradients(self, implementation, c):
         lhs, rhs = util.operands(c)
         f = functools.partial(conv_transpose, implementation=implementation, **c.kwargs)

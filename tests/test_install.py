@@ -512,7 +512,7 @@ class StaxTest(parameterized.TestCase):
                 params = jax.tree.map(lambda p, g: p - 0.1 * g, params, change)
         return out, gradients, losses
 
-    @EACH
+    @parameterized.parameters("dilated", "col2im", "auto")
     def test_outputs_gradients_and_training(self, implementation):
         want, got = self.train(None), self.train(implementation)
         self.assertLess(want[2][-1], want[2][0])

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+import types
 from functools import partial
 
 import jax
@@ -187,7 +188,8 @@ class ReportTest(parameterized.TestCase):
 
     def test_an_unknown_platform_is_given_the_default(self):
         call = BY_NAME["dcgan_4"].call()
-        self.monkeypatch.setattr(jax, "default_backend", lambda: "abacus")
+        device = types.SimpleNamespace(platform="abacus", device_kind="of beads")
+        self.monkeypatch.setattr(jax, "devices", lambda: [device])
         explanation = jaxconvt.explain(call.lhs, call.rhs, **call.kwargs)
         self.assertEqual({choice.name for choice in explanation.choices.values()}, {"dilated"})
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 import jaxconvt
-from jaxconvt import _primitive
+from jaxconvt import _explain, _layout, _primitive
 from jaxconvt._call import Choice
 from jaxconvt._lowerings import LOWERINGS
 from tests import oracle
@@ -86,6 +86,16 @@ def reference(lhs, rhs, **kwargs):
                 pads.append((e - 1 - pad[0], e - 1 - pad[1]))
         kwargs["padding"] = pads
     return lax.conv_transpose(lhs, rhs, **kwargs)
+
+
+def makes(implementation, c):
+    """Whether an implementation makes a face of a case itself; the default and "auto" make all."""
+    structs = [jax.ShapeDtypeStruct(shape, np.float32) for shape in (c.lhs, c.rhs)]
+    lhs, rhs, spec, _ = _explain.call_arguments(*structs, **c.kwargs)
+    calls = _layout.calls_of(lhs, rhs, spec, np.float32, "cpu").values()
+    if implementation in ("dilated", "auto"):
+        return True
+    return any(LOWERINGS[implementation].forms(call) for call in calls)
 
 
 # Of a `Call`: a kernel as it is, on one CPU.
