@@ -1,4 +1,4 @@
-"""Picks the lowering of a call, by what each that can make it would cost on the platform.
+"""Picks the lowering of a call: estimates, for the platform, the cost of each that can make it.
 
 Lowerings whose intermediates are too large drop out. So do those whose estimate is clearly above
 the least. The rest count as equally fast, and the one with the smallest intermediates is picked.
@@ -23,12 +23,11 @@ SMALL = 32 * 2**20  # bytes of intermediates that are never too many
 def candidates(call: Call, implementation: str = "auto") -> list[Choice]:
     """The forms to pick from, in order of preference among equals; never none.
 
-    If a lowering asked for by name can't make a call, the general one makes it. It may not make
-    this face, or what transformations made of the call, or what devices divide.
+    A lowering asked for by name may lack a face, a call that transformations have changed, or one
+    that devices divide. The general one then makes it.
     """
     asked = LOWERINGS.values() if implementation == "auto" else [LOWERINGS[implementation]]
     forms = [form for lowering in asked for form in lowering.forms(call)]
-    forms.sort(key=lambda form: form.chunks > 1)
     return forms or list(GENERAL.forms(call))
 
 
