@@ -28,8 +28,8 @@ def autotune(
     measured, at any depth: its value, and those of its gradients that `f` takes. Equal calls are
     measured once. Pass a whole training step, so that gradients are found. The candidates run in
     turn, on random arrays. A candidate is left out if it fails, or if its numbers differ from
-    those of jax.lax's own lowering. That lowering is kept unless another is faster by 3%. (Where
-    the primitive can't make it, "col2im" takes its part.)
+    those of jax.lax's own lowering. That lowering is kept unless another is faster by 3%. Where
+    it can't be made, the first that can be made takes its part.
 
     With several processes, let one measure, and send the others what `Tuning.dumps` returns, so
     that all run the same program. A call on divided arrays is measured as if on one device.
@@ -38,8 +38,8 @@ def autotune(
       f: a function, jitted or not, with calls to tune.
       *args, **kwargs: its arguments; a `jax.ShapeDtypeStruct` may stand for an array. If `f` has
         arguments named `seconds` or `device`, give it those by `functools.partial`.
-      seconds: a time limit for each value, each gradient and each pair of gradients. After it no
-        further candidate is tried. It includes compiling.
+      seconds: after how many seconds no third or later candidate is tried, for each value, each
+        gradient and each pair of gradients. Compiling counts. All may take three times as long.
       device: where to measure; None is JAX's default device, of this process.
 
     Returns:
@@ -47,7 +47,8 @@ def autotune(
 
     Raises:
       TypeError: an argument is traced, as inside `jax.jit`, or `device` is not a device.
-      ValueError: `f` has no such call, no call could be measured, or `seconds` is below 0.
+      ValueError: `f` has no such call, no call could be measured, or `seconds` is not a number of
+        at least 0.
 
     Example:
 

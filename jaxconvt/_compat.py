@@ -97,7 +97,7 @@ def vary(x: Any, axes: frozenset[str]) -> Any:
 
 
 def device_kind(platform: str) -> str:
-    """That of the devices of a platform, or "" where this process has none, and of CPUs."""
+    """That of the default backend's devices, if they are of this platform and no CPUs, else ""."""
     if platform == "cpu" or platform != default_platform():
         return ""
     kind: str = jax.devices()[0].device_kind

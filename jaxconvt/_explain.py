@@ -19,11 +19,11 @@ class Explanation:
     `platform` is the platform that was asked about. `choices` has the lowering picked for each
     of "value", "lhs gradient" and "rhs gradient": its `name`, and its form, that is how many
     leading axes are `gathered` and in how many `chunks` the batch is taken. The gradients are
-    picked as in training, where both are taken and share work; one alone may get another
-    lowering. `estimates` has an estimate of every lowering for each of the three: its `seconds`,
-    its bytes of intermediates (`temp`), whether those are few enough (`fits`), and what the
-    compiler makes of it (`becomes`). It is empty where nothing is estimated. `reason` says why.
-    `both_gradients` is the estimated seconds of both gradients together.
+    picked as in training, where both are taken and may share work; one alone may get another
+    lowering. `reason` says why these are picked. `estimates` has, for each of the three, every
+    form that can be made: its estimated `seconds`, its bytes of intermediates (`temp`), whether
+    those are few enough (`fits`), and what the compiler makes of it (`becomes`). Where nothing is
+    estimated, it is empty. `both_gradients` is the estimated seconds of both gradients together.
 
     To pass a lowering's name as `implementation` pins the lowering, not its form. Only a program
     of one device has chunks. In a program divided among devices, the whole batch is taken at
@@ -72,7 +72,8 @@ def explain(*args: Any, platform: str | None = None, **kwargs: Any) -> Explanati
       *args, **kwargs: those of `conv_transpose`; lhs and rhs may be
         `jax.ShapeDtypeStruct`s, as only shapes and dtypes matter. An `implementation` is
         checked, and makes no difference.
-      platform: "cpu", "cuda", "rocm" or "tpu"; None is the default backend's.
+      platform: "cpu", "cuda", "rocm" or "tpu"; None is the default backend's, which is "other" if
+        it is none of these.
 
     Returns:
       An `Explanation`. Its times are estimates, in seconds, from a table of constants per

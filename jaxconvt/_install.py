@@ -88,7 +88,7 @@ def uninstall() -> None:
 
 @contextmanager
 def installed(implementation: str | Tuning = "auto") -> Iterator[None]:
-    """`install` for a `with` block; after the block, jax.lax is as it was before.
+    """`install` for a `with` block; after the block, jax.lax is as it would be without it.
 
     It counts for all threads. If blocks overlap, the one opened last counts.
 
@@ -107,15 +107,15 @@ def installed(implementation: str | Tuning = "auto") -> Iterator[None]:
 
     Source: see `install`.
     """
-    layer = _Block(_replacements(implementation))
+    block = _Block(_replacements(implementation))
     with _lock:
-        _blocks.append(layer)
+        _blocks.append(block)
         _apply()
     try:
         yield
     finally:
         with _lock:
-            _blocks.remove(layer)
+            _blocks.remove(block)
             _apply()
 
 

@@ -21,9 +21,9 @@ Picks = tuple[Choice, ...]  # of one face, or of both gradients
 
 TIE = 1.03  # a pick must be so many times as fast as the default's: less may be noise
 SLOW = 1.5  # a candidate that takes more than so many times the least is not called again
-ROUNDS = 3, 20  # the least and the most rounds: each round calls every candidate
+ROUNDS = 3, 20  # the least and the most rounds: each round calls every candidate left
 SAMPLE = 1e-3  # about how many seconds of calls, one after the other, are one measurement
-PAIRS = 6  # how many pairs of gradients are measured together, besides the default's and auto's
+PAIRS = 6  # how many of the best pairs of gradients are measured; the default's and auto's always
 
 
 def fastest(

@@ -214,7 +214,7 @@ class Tuning:
             return Tuning(**data, picks=picks)
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as e:
             raise ValueError(
-                f"text must be what Tuning.dumps made, got an entry that it does not make: {e}"
+                f"text must be what Tuning.dumps made, got a wrong or missing entry: {e}"
             ) from None
 
 

@@ -159,7 +159,7 @@ def _summable(x: jax.Array, first: int, call: Call) -> jax.Array:
 
 
 def _last(x: jax.Array, count: int) -> jax.Array:
-    """The first `count` axes made the last; all but the last `-count` if it is negative."""
+    """Moves the first `count` axes to the end; if it is negative, all but the last `-count`."""
     order = range(x.ndim)
     return lax.transpose(x, (*order[count:], *order[:count]))
 

@@ -85,7 +85,7 @@ def convolve(
         if lhs_dilation[at] == 1:
             if not 0 <= lo < e:
                 lhs, pads[at] = pad(lhs, 1 + at, lo, hi), (0, 0)
-        elif lo >= e:  # a dilated lhs would be cropped so in the transpose: zeros are put in after
+        elif lo >= e:  # its transpose would crop a dilated array: the zeros are added to the result
             out = dilate(lhs.shape[1 + at], lhs_dilation[at]) + lo + hi - e + 1
             left_out[at] = min(lo - e + 1, out)
             pads[at] = lo - left_out[at], hi

@@ -107,7 +107,7 @@ def _viewed(call: Call) -> int:
 def _conv(lhs: jax.Array, kernel: jax.Array, axes: Axes, group: Group, how: Numerics) -> jax.Array:
     """[n, a.., i], [q.., i, r.., j] -> [n, m.., r.., j]."""
     n = len(axes)
-    # Channels before phases in the convolution's features: so they stay divided among devices.
+    # The convolution's features are channels first, then phases.
     kernel = jnp.moveaxis(kernel, -1, n + 1)
     features = kernel.shape[n + 1 :]
     kernel = lax.reshape(kernel, (*kernel.shape[: n + 1], math.prod(features)))
