@@ -27,22 +27,22 @@ def few_optimizations(request):
         jax.clear_caches()  # which don't know of it
 
 
-def _beside(items):
-    return [item for item in items if item.path.name == "test_beside.py"]
+def _waits(item):
+    return item.path.name == "test_beside.py"
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.name == "test_beside.py")  # it waits for others
+    items.sort(key=_waits)  # the last
 
 
 def pytest_collection_finish(session):
-    waiting = _beside(session.items)
+    waiting = list(filter(_waits, session.items))
     worker = hasattr(session.config, "workerinput")  # of pytest-xdist, which has several
     if waiting and not session.config.option.collectonly and not worker:
         waiting[0].cls.runs = waiting[0].module.Runs([item.name for item in waiting])
 
 
 def pytest_sessionfinish(session):
-    for item in _beside(getattr(session, "items", []))[:1]:
+    for item in filter(_waits, getattr(session, "items", [])):
         if item.cls.runs:
             item.cls.runs.stop()

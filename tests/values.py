@@ -38,6 +38,11 @@ def forward_pads(padding, size, e, s):
     return (total // 2, total - total // 2)[:: 1 if padding == "SAME" else -1]
 
 
+def program(run, f, group):
+    """One of several cases, which compiles sooner than one of each."""
+    return jax.jit(lambda data: [run(f, c, *pair) for c, pair in zip(group, data, strict=True)])
+
+
 class OracleTest(parameterized.TestCase):
     def assert_case(self, c, lhs, rhs, value, gradients=(), summed_wide=True):
         """A result, and cotangents of `util.cotangent`, are the oracle's but for rounding."""
@@ -57,9 +62,7 @@ class OracleTest(parameterized.TestCase):
     def assert_cases(self, implementation, group, run=util.value_and_gradients):
         data = [util.operands(c) for c in group]
         f = functools.partial(conv_transpose, implementation=implementation)
-        results = jax.jit(
-            lambda data: [run(f, c, *pair) for c, pair in zip(group, data, strict=True)]
-        )(data)
+        results = program(run, f, group)(data)
         for c, pair, (value, *gradients) in zip(group, data, results, strict=True):
             self.assert_case(c, *pair, value, gradients)
 
@@ -147,8 +150,8 @@ class OracleTest(parameterized.TestCase):
                      feature_group_count=2, output_padding=(1, 0)),
             )  # fmt: skip
             data = [util.operands(c, dtype) for c in both]
-            program = jax.jit(lambda data: [run(f, c, *x) for c, x in zip(both, data, strict=True)])
-            for c, x, (value, *gradients) in zip(both, data, program(data), strict=True):
+            results = program(run, f, both)(data)
+            for c, x, (value, *gradients) in zip(both, data, results, strict=True):
                 self.assertEqual({out.dtype for out in (value, *gradients)}, {jnp.dtype(dtype)})
                 self.assert_case(c, *x, value, gradients, implementation != "dilated")
 
@@ -175,9 +178,7 @@ class OracleTest(parameterized.TestCase):
                 gemms = [False, False, True]
             loops += sum(gemms if run is util.value_and_gradients else gemms[:1])
         with mock.patch.object(_plan, "_choose", util.forced(*form, chunks)):
-            lowered = jax.jit(
-                lambda data: [run(f, c, *pair) for c, pair in zip(chunked, data, strict=True)]
-            ).lower(data)
+            lowered = program(run, f, chunked).lower(data)
         self.assertEqual(lowered.as_text().count("stablehlo.while"), loops)
         for c, pair, (value, *gradients) in zip(
             chunked, data, lowered.compile()(data), strict=True
