@@ -1,6 +1,7 @@
 """What a lowering is asked to make, and how much work that is: plain data, no arrays.
 
-A `Call` is one face of one transposed convolution, in the letters of `_primitive`. A `Choice` is
+A `Spec` is one transposed convolution as the user wrote it. A `Call` is one face of it, in the
+letters of `_primitive`. A `Choice` is
 a lowering and the form that it takes. A `Work` counts what a lowering does in that form. `_costs`
 has what these counts cost on each platform.
 """
@@ -9,8 +10,39 @@ import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 
 from jaxconvt._geometry import Axes, Size
+
+Ints = tuple[int, ...]
+
+
+class Spec(NamedTuple):
+    """One transposed convolution, whatever its arrays hold: hashable, immutable."""
+
+    axes: Axes
+    dimension_numbers: lax.ConvDimensionNumbers
+    groups: int
+    transpose_kernel: bool
+    # The axes again, as `lax.conv_general_dilated` wants them.
+    strides: Ints
+    pads: tuple[tuple[int, int], ...]
+    rhs_dilation: Ints
+
+
+def spec_of(
+    axes: Axes, dimension_numbers: lax.ConvDimensionNumbers, groups: int, transpose_kernel: bool
+) -> Spec:
+    return Spec(
+        axes,
+        dimension_numbers,
+        groups,
+        transpose_kernel,
+        tuple([axis.stride for axis in axes]),
+        tuple([(axis.lo, axis.hi) for axis in axes]),
+        tuple([axis.dilation for axis in axes]),
+    )
+
 
 # Faces of the trilinear form (see `_primitive`): the value and the two gradients.
 FACES = ("out", "lhs", "rhs")
@@ -41,9 +73,15 @@ class Call(NamedTuple):
     itemsize: int  # bytes of an element; of complex numbers, of a part
     kind: str  # of dtype: "float32" (and narrower), "bfloat16", "float64" or "integer"
     flipped: bool  # whether rhs is stored as the kernel of the forward convolution: reversed
-    taps_last: bool  # whether the user's rhs has its spatial axes last, as PyTorch's has
+    dimension_numbers: lax.ConvDimensionNumbers  # of the user's arrays
     single_device: bool  # whether no compiler divides the arrays among devices
     platform: str
+
+    @property
+    def taps_last(self) -> bool:
+        """Whether the user's rhs has its spatial axes last, as PyTorch's has."""
+        o, i, *spatial = self.dimension_numbers.rhs_spec
+        return min(spatial, default=-1) > max(o, i)
 
     @property
     def static(self) -> bool:
@@ -171,7 +209,7 @@ def describe(
     *,
     dtype: Any,
     flipped: bool,
-    taps_last: bool,
+    dimension_numbers: lax.ConvDimensionNumbers,
     single_device: bool,
     platform: str,
     n: Size,
@@ -198,7 +236,7 @@ def describe(
         itemsize=dtype.itemsize,
         kind=kind,
         flipped=flipped,
-        taps_last=taps_last,
+        dimension_numbers=dimension_numbers,
         single_device=single_device,
         platform=platform,
     )

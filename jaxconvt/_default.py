@@ -6,8 +6,10 @@ from typing import Any
 import jax
 from jax import lax
 
+from jaxconvt._call import Spec
 from jaxconvt._compat import Tracer, conv_general_dilated
-from jaxconvt._spec import Array, Spec
+
+Array = jax.Array  # or a NumPy array, used alike
 
 
 def flip_and_swap(rhs: Array, spec: Spec) -> Array:
@@ -63,19 +65,31 @@ def _conv(
     # Not every JAX has the argument.
     sharding = {} if out_sharding is None else {"out_sharding": out_sharding}
     with jax.named_scope("conv_transpose/dilated"):
-        out: jax.Array = conv_general_dilated(
-            lhs,
-            rhs,
-            (1,) * len(spec.strides),
-            spec.pads,
-            spec.strides,
-            spec.rhs_dilation,
-            spec.dimension_numbers,
-            feature_group_count=spec.groups,
-            precision=precision,
-            preferred_element_type=preferred_element_type,
-            **sharding,
-        )
+        return convolve(lhs, rhs, spec, precision, preferred_element_type, **sharding)
+
+
+def convolve(
+    lhs: Array,
+    rhs: Array,
+    spec: Spec,
+    precision: Any,
+    preferred_element_type: Any,
+    **sharding: Any,
+) -> jax.Array:
+    """The one convolution, of a kernel that has been flipped and swapped if need be."""
+    out: jax.Array = conv_general_dilated(
+        lhs,
+        rhs,
+        (1,) * len(spec.strides),
+        spec.pads,
+        spec.strides,
+        spec.rhs_dilation,
+        spec.dimension_numbers,
+        feature_group_count=spec.groups,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+        **sharding,
+    )
     return out
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from jaxconvt import _compat, _plan, _spec
 from jaxconvt._api import conv_transpose
-from jaxconvt._call import FACES, Choice
+from jaxconvt._call import FACES, Choice, Spec
 from jaxconvt._costs import PLATFORMS, cost_of
-from jaxconvt._spec import Array, Spec
+from jaxconvt._spec import Array
 from jaxconvt._tuning import TITLES
 
 

@@ -5,14 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
 
 from jaxconvt import _compat, _default
-from jaxconvt._call import FACES, Call
+from jaxconvt._call import FACES, Call, Spec
+from jaxconvt._canonical import canonical, users
 from jaxconvt._primitive import OPERANDS, Implementation, bind, call_of, shape_of
-from jaxconvt._spec import Array, Spec, dtype_of, requested
-from jaxconvt._views import vary_alike
+from jaxconvt._spec import Array, dtype_of, requested
 
 
 def why_unsupported(lhs: Array, rhs: Array, spec: Spec) -> str:
@@ -55,11 +53,9 @@ def calls_of(lhs: Array, rhs: Array, spec: Spec, dtype: Any, platform: str) -> d
     return calls
 
 
-def _stored(spec: Spec) -> dict[str, bool]:
-    """How the user's kernel is, as `Call` has it."""
-    o, i, *spatial = spec.dimension_numbers.rhs_spec
-    taps_last = min(spatial, default=-1) > max(o, i)
-    return {"flipped": spec.transpose_kernel, "taps_last": taps_last}
+def _stored(spec: Spec) -> dict[str, Any]:
+    """How the user's arrays are, as `Call` has it."""
+    return {"flipped": spec.transpose_kernel, "dimension_numbers": spec.dimension_numbers}
 
 
 def conv(
@@ -102,27 +98,15 @@ def _conv(
     preferred_element_type: Any,
 ) -> jax.Array:
     """Any layout in, the primitive's own, any layout out."""
-    lhs, rhs = vary_alike(jnp.asarray(lhs), jnp.asarray(rhs))
+    lhs, rhs = jnp.asarray(lhs), jnp.asarray(rhs)
     dtype = lhs.dtype
     if preferred_element_type is not None:
         dtype = requested(preferred_element_type)
-    dn, g = spec.dimension_numbers, spec.groups
-    batch, channels, *spatial = dn.lhs_spec
-    x = lax.transpose(lhs, (batch, *spatial, channels))
-    x = x.reshape(*x.shape[:-1], g, x.shape[-1] // g)
-
-    o, i, *spatial = dn.rhs_spec
-    if spec.transpose_kernel:  # out features are [g, i], in features j
-        y = lax.transpose(rhs, (*spatial, o, i))
-        y = y.reshape(*y.shape[:-2], g, y.shape[-2] // g, y.shape[-1])
-    else:  # in features are i, out features [g, j]
-        y = lax.transpose(rhs, (*spatial, i, o))
-        y = jnp.moveaxis(y.reshape(*y.shape[:-1], g, y.shape[-1] // g), -2, -3)
-
+    stored = spec.dimension_numbers, spec.transpose_kernel
     out = bind(
         "out",
-        x,
-        y,
+        canonical("lhs", lhs, *stored, spec.groups),
+        canonical("rhs", rhs, *stored, spec.groups),
         axes=spec.axes,
         implementation=implementation,
         precision=precision,
@@ -131,9 +115,7 @@ def _conv(
         **_stored(spec),
         both_gradients=False,
     )
-    out = out.reshape(*out.shape[:-2], g * out.shape[-1])
-    batch, channels, *spatial = dn.out_spec
-    return lax.transpose(out, np.argsort((batch, *spatial, channels)))
+    return users("out", out, *stored)
 
 
 _eager = jax.jit(conv, static_argnums=(2, 3, 4, 5, 6), inline=True)

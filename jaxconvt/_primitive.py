@@ -32,7 +32,7 @@ from jaxconvt._geometry import Axes
 from jaxconvt._lowerings import LOWERINGS
 from jaxconvt._numerics import cast, complex_by_parts, summed_in
 from jaxconvt._tuning import Case, Tuning, precision_text
-from jaxconvt._views import Numerics
+from jaxconvt._views import Numerics, vary_alike
 
 # The two operands of each face, in order.
 OPERANDS = {"out": ("lhs", "rhs"), "lhs": ("out", "rhs"), "rhs": ("lhs", "out")}
@@ -51,10 +51,12 @@ def bind(face: str, x: jax.Array, y: jax.Array, **params: Any) -> jax.Array:
 
     `precision`; `default_precision`, which is `jax.default_matmul_precision` as it was when the
     call was made, not when it is lowered; `flipped`, if rhs is stored as the kernel of a forward
-    convolution, reversed; `taps_last`, if the caller's rhs has its spatial axes last;
+    convolution, reversed; `dimension_numbers`, of the user's arrays, see `_canonical`;
     `both_gradients`, if the value is differentiated by both operands, whose gradients can then
     share work.
     """
+    # Here, as every rule comes by: a rule may give it operands that vary differently.
+    x, y = vary_alike(x, y)
     result: jax.Array = conv_transpose_p.bind(x, y, face=face, **params)
     return result
 
@@ -82,7 +84,7 @@ def _letters(face: str, x: Any, y: Any, axes: Axes) -> dict[str, Any]:
 def call_of(face: str, x: Any, y: Any, *, axes: Axes, dtype: Any, **where: Any) -> Call:
     """What is to be lowered, given the operands and the dtype of the result.
 
-    `where`: flipped, taps_last, single_device and platform, as `Call` has them.
+    `where`: flipped, dimension_numbers, single_device and platform, as `Call` has them.
     """
     common, _ = summed_in(x.dtype, y.dtype, dtype)
     return describe(face, axes, dtype=common, **where, **_letters(face, x, y, axes))
@@ -98,7 +100,7 @@ def case_of(
     precision: Any,
     default_precision: Any,
     flipped: bool,
-    taps_last: bool,
+    dimension_numbers: Any,
     **_: Any,
 ) -> Case:
     """What a `Tuning` knows a face by; given what `bind` is, less what differs by program."""
@@ -113,7 +115,7 @@ def case_of(
         **dtypes,
         precision=precision_text(precision, default_precision),
         flipped=flipped,
-        taps_last=taps_last,
+        dimension_numbers=dimension_numbers,
     )
 
 
@@ -155,11 +157,12 @@ def compute(
             **where,
         )
         choice = _choice(implementation, call, case, both_gradients)
-        convolves = LOWERINGS[choice.name].convolves
-        if convolves and platform != "cpu" and x.dtype == y.dtype == dtype != jnp.bool_:
+        lowering = LOWERINGS[choice.name]
+        of_one_dtype = x.dtype == y.dtype == dtype != jnp.bool_
+        if of_one_dtype and (lowering.as_given or (lowering.convolves and platform != "cpu")):
             # As jax.lax makes it: what multiplies narrow numbers there sums in wider ones.
             common = total = x.dtype
-        real = real_part(total)
+        real = None if of_one_dtype and lowering.as_given else real_part(total)
         with jax.named_scope(f"conv_transpose/{choice.name}"):
             x, y = x.astype(common), y.astype(common)
             if platform == "cpu" and real is not None:
@@ -224,7 +227,7 @@ def _program(x: jax.Array, y: jax.Array, params: tuple[tuple[str, Any], ...]) ->
 
 def _abstract(x: Any, y: Any, *, face: str, axes: Axes, dtype: Any, **_: Any) -> Any:
     shape = shape_of(face, axes, **_letters(face, x, y, axes))
-    weak = face == "out" and x.weak_type and y.weak_type
+    weak = x.weak_type and y.weak_type
     # All arrays have the same rank; `update` keeps whatever else this JAX has in its types.
     return x.update(shape=shape, dtype=jnp.dtype(dtype), weak_type=weak)
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxconvt import _compat, _costs, _plan, _primitive
 from jaxconvt._call import Call, Choice
+from jaxconvt._canonical import canonical, users
 from jaxconvt._measure import difference, tolerance
 from jaxconvt._tuning import TITLES, Case, Pick
 
@@ -203,7 +204,7 @@ def _call(face: str, case: Case, backend: str) -> Call:
         axes=case.axes,
         dtype=structs[face].dtype,
         flipped=case.flipped,
-        taps_last=case.taps_last,
+        dimension_numbers=case.dimension_numbers,
         single_device=True,
         platform=backend,
     )
@@ -220,29 +221,14 @@ def _structs(case: Case) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-def _order(array: str, case: Case) -> tuple[int, ...]:
-    """The order in which the caller's array seems to have the primitive's axes.
-
-    If rhs has its taps last, the spatial axes of every array seem to be last.
-    """
-    n = len(case.axes)
-    first = 0 if array == "rhs" else 1  # of the spatial ones
-    spatial = range(first, first + n)
-    rest = range(first + n, first + n + (3 if array == "rhs" else 2))
-    channels_first = (*range(first), *rest, *spatial)
-    return channels_first if case.taps_last else tuple(sorted(channels_first))
-
-
 def _function(
     faces: Sequence[str], picks: Picks, case: Case, params: Mapping[str, Any]
 ) -> Callable[[dict[str, Any]], Any]:
-    """Those faces by these lowerings, of a dict of arrays."""
+    """Those faces by these lowerings, of a dict of the user's arrays."""
 
     def function(operands: dict[str, Any]) -> Any:
-        arrays = {
-            array: jax.lax.transpose(x, np.argsort(_order(array, case)))
-            for array, x in operands.items()
-        }
+        stored = case.dimension_numbers, case.flipped
+        arrays = {array: canonical(array, x, *stored, case.g) for array, x in operands.items()}
         results = []
         for face, choice in zip(faces, picks, strict=True):
             more = dict(
@@ -252,7 +238,7 @@ def _function(
             )
             x, y = (arrays[array] for array in _primitive.OPERANDS[face])
             result = _primitive.bind(x=x, y=y, **{**params, **more})
-            results.append(jax.lax.transpose(result, _order(face, case)))
+            results.append(users(face, result, *stored))
         return results
 
     return function
@@ -275,7 +261,8 @@ def _operands(case: Case, device: Any) -> dict[str, Any]:
             numbers = rng.integers(0, 5, _REPEATED)
         elif jnp.issubdtype(dtype, jnp.complexfloating):
             numbers = numbers + 1j * rng.permutation(numbers)
-        shape = [struct.shape[axis] for axis in _order(array, case)]
+        view = partial(users, array, dn=case.dimension_numbers, flipped=case.flipped)
+        shape = jax.eval_shape(view, struct).shape
         result[array] = jax.device_put(np.resize(numbers.astype(dtype), shape), device)
     return result
 

@@ -9,7 +9,7 @@ import math
 import operator
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from jaxconvt import _geometry as geometry
+from jaxconvt._call import Ints, Spec, spec_of
 from jaxconvt._compat import Tracer, conv_general_dilated, exactly, x64_mode
 from jaxconvt._geometry import Axis, Padding, Size
 from jaxconvt._plan import IMPLEMENTATIONS
@@ -24,25 +25,11 @@ from jaxconvt._tuning import Tuning
 
 Array = jax.Array  # or a NumPy array, used alike
 Shape = tuple[Size, ...]
-Ints = tuple[int, ...]
 
 _NAMES = ("SAME", "VALID", "SAME_LOWER")
 _LARGEST = 2**63 - 1
 _LARGEST_SIZE = 2**31 - 1
 _WIDEST = 16  # bytes of an element, whatever the result's dtype
-
-
-class Spec(NamedTuple):
-    """One transposed convolution, whatever its arrays hold: hashable, immutable."""
-
-    axes: tuple[Axis, ...]
-    dimension_numbers: lax.ConvDimensionNumbers
-    groups: int
-    transpose_kernel: bool
-    # The axes again, as `lax.conv_general_dilated` wants them.
-    strides: Ints
-    pads: tuple[tuple[int, int], ...]
-    rhs_dilation: Ints
 
 
 # Arrays
@@ -391,7 +378,7 @@ def _named_layout(specs: tuple[str, str, str], ndim: int) -> lax.ConvDimensionNu
 # The whole
 
 
-def spec_of(
+def _spec_of(
     lhs_shape: Shape,
     rhs_shape: Shape,
     strides: Ints,
@@ -404,7 +391,7 @@ def spec_of(
     output_padding: Ints | None,
     output_shape: Ints | None,
 ) -> Spec:
-    """The `Spec` of a call whose arguments have been read one by one; use `cached_spec`."""
+    """The `Spec` of a call whose arguments have been read one by one."""
     dn = dimension_numbers
     n = len(strides)
     _check_channels(lhs_shape, rhs_shape, dn, feature_group_count, transpose_kernel)
@@ -471,25 +458,17 @@ def spec_of(
         _check_size(at, axis)
         axes.append(axis)
     _check_elements(lhs_shape, rhs_shape, dn, feature_group_count, transpose_kernel, axes)
-    return Spec(
-        tuple(axes),
-        dn,
-        feature_group_count,
-        transpose_kernel,
-        strides,
-        tuple([(axis.lo, axis.hi) for axis in axes]),
-        rhs_dilation,
-    )
+    return spec_of(tuple(axes), dn, feature_group_count, transpose_kernel)
 
 
-_cached = lru_cache(maxsize=4096)(spec_of)
+_cached = lru_cache(maxsize=4096)(_spec_of)
 
 
 def cached_spec(lhs_shape: Shape, rhs_shape: Shape, *arguments: Any) -> Spec:
-    """`spec_of`, once per distinct call."""
+    """`_spec_of`, once per distinct call."""
     for size in (*lhs_shape, *rhs_shape):
         if type(size) is not int:  # symbolic sizes may not even be comparable
-            return spec_of(lhs_shape, rhs_shape, *arguments)
+            return _spec_of(lhs_shape, rhs_shape, *arguments)
     return _cached(lhs_shape, rhs_shape, *arguments)
 
 

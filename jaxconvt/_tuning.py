@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxlib.version import __version__ as jaxlib_version
 
 from jaxconvt._call import Choice
 from jaxconvt._geometry import Axes, Axis, Size
 from jaxconvt._lowerings import LOWERINGS
 
-VERSION = 1  # of the text that `Tuning.dumps` makes
+VERSION = 2  # of the text that `Tuning.dumps` makes
 
 # What is measured: a face, or both gradients together.
 TITLES = {
@@ -39,8 +40,8 @@ class Case(NamedTuple):
     rhs: str
     out: str
     precision: str  # ... and how products are made, as `precision_text` has it
-    flipped: bool
-    taps_last: bool
+    flipped: bool  # how rhs is stored, and where the user's arrays have their axes
+    dimension_numbers: lax.ConvDimensionNumbers
 
     def __str__(self) -> str:
         size, taps, strides, dilation = (
@@ -238,10 +239,11 @@ def _to_json(pick: Pick) -> dict[str, Any]:
 def _from_json(data: dict[str, Any]) -> Pick:
     data = dict(data.items())
     axes = tuple([_typed(Axis, axis) for axis in data.pop("axes")])
+    layout = _layout(data.pop("dimension_numbers"), len(axes) + 2)
     choices = tuple([_typed(Choice, choice) for choice in data.pop("choices")])
     seconds, default_seconds = float(data.pop("seconds")), float(data.pop("default_seconds"))
     left_out = data.pop("left_out")
-    case = _typed(Case, {"axes": axes, **data})
+    case = _typed(Case, {"axes": axes, "dimension_numbers": layout, **data})
     if case.what not in TITLES:
         raise ValueError(f"what {case.what!r}")
     if len(choices) != (2 if case.what == "gradients" else 1):
@@ -262,6 +264,14 @@ def _from_json(data: dict[str, Any]) -> Pick:
     for dtype in (case.lhs, case.rhs, case.out):
         jnp.dtype(dtype)  # or a TypeError
     return Pick(case, choices, seconds, default_seconds, tuple(left_out))
+
+
+def _layout(specs: Any, ndim: int) -> lax.ConvDimensionNumbers:
+    layout = lax.ConvDimensionNumbers(*[tuple(spec) for spec in specs])
+    for spec in layout:
+        if sorted(spec) != list(range(ndim)) or not all(type(axis) is int for axis in spec):
+            raise ValueError(f"dimension_numbers {specs!r}")
+    return layout
 
 
 def _typed(kind: Any, data: dict[str, Any]) -> Any:

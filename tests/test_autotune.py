@@ -556,7 +556,7 @@ class KeptTest(parameterized.TestCase):
 
     @parameterized.named_parameters(
         ("nothing", lambda data: None, "version None"),
-        ("newer", lambda data: data | {"jaxconvt_tuning": 2}, "version 2; measure again"),
+        ("newer", lambda data: data | {"jaxconvt_tuning": 3}, "version 3; measure again"),
         ("unknown field", lambda data: data | {"color": "red"}, "color"),
         ("no picks", lambda data: {k: v for k, v in data.items() if k != "picks"}, "picks"),
         ("name", lambda data: data | {"backend": 3}, "names must be strings"),

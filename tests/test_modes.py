@@ -134,7 +134,7 @@ class Kept(parameterized.TestCase):
             how = {
                 "dtype": np.float32,
                 "flipped": False,
-                "taps_last": False,
+                "dimension_numbers": _spec.layout(None, 3),
                 "single_device": True,
                 "platform": "cpu",
             }

@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 from jax import export
 
 import jaxconvt
-from jaxconvt import _call, _explain, _geometry, _layout, _plan, explain
+from jaxconvt import _call, _explain, _geometry, _layout, _plan, _spec, explain
 from jaxconvt._call import Choice
 from jaxconvt._chunks import CHUNK
 from jaxconvt._costs import PLATFORMS, cost_of, cpu
@@ -45,7 +45,7 @@ def described(face, axes, **letters):
     how = {
         "dtype": "float32",
         "flipped": False,
-        "taps_last": False,
+        "dimension_numbers": _spec.layout(None, len(axes) + 2),
         "single_device": True,
         "platform": "cpu",
     }

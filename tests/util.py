@@ -98,10 +98,6 @@ def makes(implementation, c):
     return any(LOWERINGS[implementation].forms(call) for call in calls)
 
 
-# Of a `Call`: a kernel as it is, on one CPU.
-PLAIN = {"flipped": False, "taps_last": False, "single_device": True, "platform": "cpu"}
-
-
 def forced(name, gathered=0, chunks=1):
     """In the place of `_plan._choose`: a form, or where there is none the general one's."""
 

@@ -19,6 +19,7 @@ class Lowering(abc.ABC):
     name: str
     convolves: bool = False  # whether it makes convolutions: platforms sum those differently
     grouped: bool = False  # whether arrays keep their axis of groups
+    as_given: bool = False  # whether it takes operands of one dtype as they are, as jax.lax does
 
     @abc.abstractmethod
     def forms(self, call: Call) -> Sequence[Choice]:

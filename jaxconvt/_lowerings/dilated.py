@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
-from jax import lax
 
-from jaxconvt._call import Call, Choice, Convolution, Work, window_bytes
-from jaxconvt._compat import conv_general_dilated
-from jaxconvt._geometry import dilate
+from jaxconvt import _default
+from jaxconvt._call import Call, Choice, Convolution, Work, spec_of, window_bytes
+from jaxconvt._canonical import canonical, users
+from jaxconvt._geometry import Axes, dilate
 from jaxconvt._lowerings._interface import Lowering
 from jaxconvt._views import Numerics, back, pad
 
@@ -16,7 +15,8 @@ from jaxconvt._views import Numerics, back, pad
 class Dilated(Lowering):
     name = "dilated"
     convolves = True
-    grouped = True  # as jax.lax has it, so that the transposes are jax.lax's, too
+    grouped = True
+    as_given = True
 
     def forms(self, call: Call) -> Sequence[Choice]:
         return [Choice(self.name)] if call.convolvable else []
@@ -39,14 +39,21 @@ class Dilated(Lowering):
     def value(
         self, lhs: jax.Array, rhs: jax.Array, call: Call, choice: Choice, how: Numerics
     ) -> jax.Array:
-        axes = call.axes
-        rhs = lax.rev(rhs, range(len(axes))) if call.flipped else rhs
-        pads, dilation = [(a.lo, a.hi) for a in axes], [a.dilation for a in axes]
-        lhs = lhs.reshape(*lhs.shape[:-2], call.g * lhs.shape[-1])
-        rhs = jnp.swapaxes(rhs, -3, -2)  # groups are among the output's channels
-        rhs = rhs.reshape(*rhs.shape[:-2], call.g * rhs.shape[-1])
-        out = convolve(lhs, rhs, pads, how, [a.stride for a in axes], dilation, call.g)
-        return out.reshape(*out.shape[:-1], call.g, out.shape[-1] // call.g)
+        """The user's own call of `lax.conv_general_dilated`, of the user's own arrays.
+
+        Its transposes are then jax.lax's, too. XLA removes the transposes that are undone here.
+        """
+        axes, left_out = call.axes, (0,) * len(call.axes)
+        if call.platform == "cpu" or not call.single_device:
+            lhs, axes, left_out = _without_faults(lhs, axes)
+        stored = call.dimension_numbers, call.flipped
+        spec = spec_of(axes, call.dimension_numbers, call.g, call.flipped)
+        lhs, rhs = users("lhs", lhs, *stored), users("rhs", rhs, *stored)
+        rhs = _default.flip_and_swap(rhs, spec) if call.flipped else rhs
+        out = canonical("out", _default.convolve(lhs, rhs, spec, *how), *stored, call.g)
+        for at, zeros in enumerate(left_out):
+            out = pad(out, 1 + at, zeros, 0) if zeros else out
+        return out
 
     def grad_lhs(
         self, ct: jax.Array, rhs: jax.Array, call: Call, choice: Choice, how: Numerics
@@ -63,44 +70,22 @@ class Dilated(Lowering):
         return back(lambda rhs: self.value(lhs, rhs, call, choice, how), shape, ct)
 
 
-def convolve(
-    lhs: jax.Array,
-    rhs: jax.Array,
-    pads: list[tuple[int, int]],
-    how: Numerics,
-    lhs_dilation: Sequence[int],
-    rhs_dilation: Sequence[int],
-    groups: int = 1,
-) -> jax.Array:
-    """[n, a.., g i], [b.., i, g j] -> [n, p.., g j], a convolution of stride 1, channels last.
+def _without_faults(lhs: jax.Array, axes: Axes) -> tuple[jax.Array, Axes, tuple[int, ...]]:
+    """lhs and axes padded by hand where XLA is wrong, and the zeros to put before the output.
 
     XLA's CPU backend (of jaxlib 0.10 and 0.12 at least) reads beyond its arrays if a lhs that is
     not dilated is cropped at the low end and padded at the high end. That may happen here, or in
-    the transpose, which pads by `e-1-lo` and `e-1-hi`. So such a lhs is padded by hand.
+    the transpose, which pads by `e-1-lo` and `e-1-hi`. XLA ends the process on some crops of an
+    axis that devices divide.
     """
-    n = len(pads)
-    pads, left_out = list(pads), [0] * n
-    for at, (lo, hi) in enumerate(pads):
-        e = dilate(rhs.shape[at], rhs_dilation[at])
-        if lhs_dilation[at] == 1:
-            if not 0 <= lo < e:
-                lhs, pads[at] = pad(lhs, 1 + at, lo, hi), (0, 0)
-        elif lo >= e:  # its transpose would crop a dilated array: the zeros are added to the result
-            out = dilate(lhs.shape[1 + at], lhs_dilation[at]) + lo + hi - e + 1
-            left_out[at] = min(lo - e + 1, out)
-            pads[at] = lo - left_out[at], hi
-    channels_last = (0, n + 1, *range(1, n + 1))
-    out = conv_general_dilated(
-        lhs,
-        rhs,
-        (1,) * n,
-        pads,
-        lhs_dilation,
-        rhs_dilation,
-        lax.ConvDimensionNumbers(channels_last, (n + 1, n, *range(n)), channels_last),
-        groups,
-        **how._asdict(),
-    )
-    for at, zeros in enumerate(left_out):
-        out = pad(out, 1 + at, zeros, 0) if zeros else out
-    return out
+    new, left_out = list(axes), [0] * len(axes)
+    for at, axis in enumerate(axes):
+        e = dilate(axis.taps, axis.dilation)
+        if axis.stride == 1:
+            if not 0 <= axis.lo < e:
+                lhs = pad(lhs, 1 + at, axis.lo, axis.hi)
+                new[at] = axis._replace(size=lhs.shape[1 + at], lo=0, hi=0)
+        elif axis.lo >= e:  # its transpose would crop a dilated array: the zeros are added later
+            left_out[at] = min(axis.lo - e + 1, axis.out)
+            new[at] = axis._replace(lo=axis.lo - left_out[at])
+    return lhs, tuple(new), tuple(left_out)

@@ -17,9 +17,9 @@ from jax import lax
 
 from jaxconvt import _views as views
 from jaxconvt._call import Call, Choice, Convolution, Work, window_bytes
+from jaxconvt._compat import conv_general_dilated
 from jaxconvt._geometry import Axes, phase_groups
 from jaxconvt._lowerings._interface import Lowering
-from jaxconvt._lowerings.dilated import convolve
 from jaxconvt._views import Group, Numerics
 
 
@@ -112,8 +112,22 @@ def _conv(lhs: jax.Array, kernel: jax.Array, axes: Axes, group: Group, how: Nume
     features = kernel.shape[n + 1 :]
     kernel = lax.reshape(kernel, (*kernel.shape[: n + 1], math.prod(features)))
     pads, steps = [], []
-    for axis, (seen, shifts, _) in zip(axes, group, strict=True):
-        pads.append((shifts[0], seen.size - axis.size - shifts[-1]))
-        steps.append(shifts[0] - shifts[1] if len(shifts) > 1 else 1)
-    out = convolve(lhs, kernel, pads, how, (1,) * n, steps)
+    for at, (axis, (seen, shifts, _)) in enumerate(zip(axes, group, strict=True)):
+        step = shifts[0] - shifts[1] if len(shifts) > 1 else 1
+        lo, hi = shifts[0], seen.size - axis.size - shifts[-1]
+        if not 0 <= lo <= (len(shifts) - 1) * step:  # see `dilated` for the fault of XLA's
+            lhs, lo, hi = views.pad(lhs, 1 + at, lo, hi), 0, 0
+        pads.append((lo, hi))
+        steps.append(step)
+    channels_last = (0, n + 1, *range(1, n + 1))
+    out = conv_general_dilated(
+        lhs,
+        kernel,
+        (1,) * n,
+        pads,
+        None,
+        steps,
+        lax.ConvDimensionNumbers(channels_last, (n + 1, n, *range(n)), channels_last),
+        **how._asdict(),
+    )
     return jnp.moveaxis(lax.reshape(out, (*out.shape[: n + 1], *features)), n + 1, -1)
