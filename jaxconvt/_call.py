@@ -89,6 +89,12 @@ class Call(NamedTuple):
         return all(type(size) is int for size in (self.g, self.i, self.j))
 
     @property
+    def empty(self) -> bool:
+        """Whether lhs, rhs or the output has no elements; a symbolic size counts as some."""
+        extents = [size for a in self.axes for size in (a.size, a.taps, a.out)]
+        return 0 in (self.n, self.g, self.i, self.j, *extents)
+
+    @property
     def convolvable(self) -> bool:
         """Whether XLA may be given convolutions, and not only products of matrices.
 

@@ -6,10 +6,10 @@ from functools import lru_cache
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from jaxconvt._call import Call, Choice
+from jaxconvt._compat import zeros
 
 CHUNK = 12 * 2**20  # bytes of intermediates that a chunk is to have
 
@@ -53,8 +53,8 @@ def summed(function: Callable[..., Any], chunks: int, x: jax.Array, y: jax.Array
 
     parts = _split(x, chunks), _split(y, chunks)
     like = jax.eval_shape(product, [jax.ShapeDtypeStruct(p.shape[1:], p.dtype) for p in parts])
-    zeros = jnp.zeros(like.shape, like.dtype)
-    total: jax.Array = lax.scan(lambda t, xy: (t + product(xy), None), zeros, parts)[0]
+    zero = zeros(like.shape, like.dtype, x, y)
+    total: jax.Array = lax.scan(lambda t, xy: (t + product(xy), None), zero, parts)[0]
     return total
 
 

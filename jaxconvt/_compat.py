@@ -1,5 +1,6 @@
 """What is called differently from one supported JAX to another."""
 
+import functools
 import inspect
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -77,6 +78,20 @@ def register_for_shard_map(primitive: Any) -> None:
             getattr(shard_map, register, lambda primitive: None)(primitive)
 
 
+def register_for_jet(primitive: Any) -> None:
+    """Has `jax.experimental.jet` expand a primitive as it does any other bilinear one.
+
+    Its rule is taken from that of convolutions: what a series holds differs from JAX to JAX.
+    """
+    try:
+        from jax.experimental.jet import jet_rules
+    except ImportError:
+        return
+    rule = jet_rules.get(lax.conv_general_dilated_p)
+    if isinstance(rule, functools.partial):
+        jet_rules[primitive] = functools.partial(rule.func, primitive)
+
+
 def varying(x: Any) -> frozenset[str]:
     """The mesh axes of a `shard_map` over which a value differs."""
     # It has one attribute or the other, or none.
@@ -94,6 +109,17 @@ def vary(x: Any, axes: frozenset[str]) -> Any:
     if hasattr(lax, "pcast"):
         return lax.pcast(x, tuple(axes), to="varying")
     return lax.pvary(x, tuple(axes))  # type: ignore[attr-defined]
+
+
+def vary_alike(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Operands that vary over the same mesh axes of a `shard_map`, as JAX's own primitives do."""
+    over = [varying(x), varying(y)]
+    return vary(x, over[1] - over[0]), vary(y, over[0] - over[1])
+
+
+def zeros(shape: Any, dtype: Any, *like: Any) -> Any:
+    """Zeros that vary over the mesh axes of a `shard_map` over which any of some arrays does."""
+    return vary(jnp.zeros(shape, dtype), frozenset().union(*map(varying, like)))
 
 
 def device_kind(platform: str) -> str:

@@ -142,6 +142,8 @@ def _explanation(platform: str, lhs: Array, rhs: Array, spec: Spec, dtype: Any) 
     calls = {} if unsupported else _layout.calls_of(lhs, rhs, spec, dtype, platform)
     if not all(call.static for call in calls.values()):
         why = f"no time is estimated for symbolic channels, here of lhs {lhs.shape}"
+    elif any(call.empty for call in calls.values()):
+        why = "nothing is computed where lhs, rhs or the output is empty"
     if why:
         default = {TITLES[face]: Choice("dilated") for face in FACES}
         return Explanation(platform, default, {}, why + ".")

@@ -28,11 +28,12 @@ from jax.interpreters import ad, batching, mlir
 
 from jaxconvt import _chunks, _compat, _costs, _plan
 from jaxconvt._call import Call, Choice, describe, real_part
+from jaxconvt._compat import vary_alike, zeros
 from jaxconvt._geometry import Axes
 from jaxconvt._lowerings import LOWERINGS
 from jaxconvt._numerics import cast, complex_by_parts, summed_in
 from jaxconvt._tuning import Case, Tuning, precision_text
-from jaxconvt._views import Numerics, vary_alike
+from jaxconvt._views import Numerics
 
 # The two operands of each face, in order.
 OPERANDS = {"out": ("lhs", "rhs"), "lhs": ("out", "rhs"), "rhs": ("lhs", "out")}
@@ -145,7 +146,7 @@ def compute(
     call = call_of(face, x, y, axes=axes, dtype=dtype, platform=platform, **where)
     with _compat.exactly(common, total, dtype), jax.default_matmul_precision(default_precision):
         if 0 in (*x.shape, *y.shape, *shape):
-            return jnp.zeros(shape, dtype)
+            return zeros(shape, dtype, x, y)
         case = case_of(
             x,
             y,
@@ -262,6 +263,9 @@ def _jvp(primals: Any, tangents: Any, **params: Any) -> tuple[Any, Any]:
 
 ad.defbilinear(conv_transpose_p, partial(_transpose, 0), partial(_transpose, 1))
 ad.primitive_jvps[conv_transpose_p] = _jvp
+
+
+_compat.register_for_jet(conv_transpose_p)
 
 
 # Batching

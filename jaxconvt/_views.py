@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxconvt._compat import vary, varying
+from jaxconvt._compat import varying, zeros
 from jaxconvt._geometry import Axes, Phases, phase_groups, rows, runs
 
 Group = tuple[Phases, ...]  # one of each gathered axis
@@ -168,7 +168,7 @@ def back(view: Callable[[jax.Array], jax.Array], shape: tuple[int, ...], x: jax.
     """The transpose of a view of an array of `shape`, applied to `x`."""
     like: Any = jax.ShapeDtypeStruct(shape, x.dtype)
     if varying(x):  # and so must what is viewed; nobody reads the zeros
-        like = vary(jnp.zeros(shape, x.dtype), varying(x))
+        like = zeros(shape, x.dtype, x)
     result: jax.Array = jax.linear_transpose(view, like)(x)[0]
     return result
 
@@ -187,10 +187,4 @@ def pad(x: jax.Array, axis: int, low: int, high: int) -> jax.Array:
     x = lax.slice_in_dim(x, start, stop, axis=axis)
     config = [(0, 0, 0)] * x.ndim
     config[axis] = (max(low, 0), max(high, 0), 0)
-    return lax.pad(x, jnp.zeros((), x.dtype), config)
-
-
-def vary_alike(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Operands that vary over the same mesh axes of a `shard_map`, as JAX's own primitives do."""
-    over = [varying(x), varying(y)]
-    return vary(x, over[1] - over[0]), vary(y, over[0] - over[1])
+    return lax.pad(x, zeros((), x.dtype, x), config)

@@ -455,6 +455,120 @@ class ShardMapTest(parameterized.TestCase):
         self.assertLessEqual(each, 1.5 * mine + 2**20)
 
 
+class VaryingTest(parameterized.TestCase):
+    """What a rule or a lowering makes from nothing varies over a mesh as its operands do."""
+
+    CASES = (
+        case("plain", (16, 5, 4), (3, 4, 4), (2,), "SAME"),
+        case("2d", (16, 3, 5, 4), (3, 2, 4, 4), (2, 1), [(3, -1), (0, 2)]),
+        case("trimmed", (16, 5, 4), (3, 4, 4), (2,), [(-3, 2)]),
+        case("padded", (16, 5, 4), (3, 4, 4), (2,), [(6, 5)]),
+        case("padded, stride 1", (16, 5, 4), (3, 4, 4), (1,), [(6, -2)]),
+        case("dilated", (16, 5, 4), (4, 4, 4), (2,), "VALID", rhs_dilation=(3,)),
+        case("long", (16, 5, 4), (20, 4, 4), (2,), "VALID"),
+        case("empty", (16, 0, 4), (3, 4, 4), (2,), [(2, 3)]),
+        case("none is met", (16, 2, 4), (3, 4, 4), (2,), [(-9, 12)]),
+        case("depthwise", (16, 5, 4), (3, 1, 4), (2,), "SAME", feature_group_count=4),
+        case("groups", (16, 5, 4), (3, 2, 4), (2,), [(-1, 3)], feature_group_count=2),
+    )
+    FORMS = (
+        {"name": "dilated"},
+        {"name": "strided"},
+        {"name": "depthwise", "chunks": 2},
+        {"name": "polyphase"},
+        {"name": "col2im"},
+        {"name": "col2im", "gathered": 1, "chunks": 2},
+    )
+
+    def check(self, form, transform, numbers=("plain", "trimmed", "depthwise")):
+        """`transform` of every case can be lowered, and gives the numbers of some of them."""
+        operands = {c.name: util.operands(c) for c in self.CASES}
+
+        def steps(names, transform):
+            def run(operands):
+                cases = [c for c in self.CASES if c.name in names]
+                return {c.name: transform(c)(*operands[c.name]) for c in cases}
+
+            return jax.jit(run).lower(operands)
+
+        def ours(c):
+            return transform(
+                c, functools.partial(conv_transpose, implementation="auto", **c.kwargs)
+            )
+
+        with mock.patch.object(_plan, "_choose", util.forced(**form)):
+            steps(operands, ours)
+            got = steps(numbers, ours).compile()(operands)
+        want = steps(numbers, lambda c: step(functools.partial(conv_transpose, **c.kwargs)))
+        want = want.compile()(operands)
+        for name, arrays in got.items():
+            assert_close(arrays, want[name], name)
+
+    @staticmethod
+    def divided(c, two):
+        """Specs of lhs, rhs and the output, over one axis of the mesh or over both."""
+        if not two:
+            return P("a"), P(), P("a")
+        if c.kwargs.get("feature_group_count", 1) > 1:
+            return P(("a", "b")), P(), P(("a", "b"))
+        none = [None] * (len(c.lhs) - 1)
+        return P("a"), P(*none, "b"), P("a", *none[1:], "b")
+
+    @parameterized.product(form=FORMS, two=(False, True))
+    def test_shard_map(self, form, two):
+        def transform(c, f):
+            lhs, rhs, out = self.divided(c, two)
+            return step(shard_map(f, True, in_specs=(lhs, rhs), out_specs=out))
+
+        self.check(form, transform)
+
+    @parameterized.product(form=FORMS)
+    def test_gradients_inside(self, form):
+        if not hasattr(jax, "shard_map"):
+            self.skipTest(f"JAX {jax.__version__} does not sum gradients in a shard_map")
+
+        def transform(c, f):
+            lhs, rhs, out = self.divided(c, False)
+            return shard_map(step(f), True, in_specs=(lhs, rhs), out_specs=(out, lhs, rhs))
+
+        self.check(form, transform)
+
+    @parameterized.product(form=FORMS, mapped=((0, None), (None, 0), (0, 0)))
+    def test_vmap_of_shard_map(self, form, mapped):
+        """Over the other axis of the mesh, with an operand shared by all."""
+        if not hasattr(jax, "shard_map"):
+            self.skipTest(f"JAX {jax.__version__} itself has no such product of a shared operand")
+
+        def transform(c, f):
+            inside = shard_map(f, True, in_specs=(P("b"), P()), out_specs=P("b"))
+            outside = jax.vmap(inside, mapped, spmd_axis_name="a")
+
+            def several(lhs, rhs):
+                # Two, of which the first is the one asked for.
+                lhs, rhs = (
+                    x if axis is None else jnp.stack([x, x])
+                    for x, axis in zip((lhs, rhs), mapped, strict=True)
+                )
+                return outside(lhs, rhs)[0]
+
+            return step(several)
+
+        self.check(form, transform)
+
+    @parameterized.product(form=FORMS)
+    def test_pmap(self, form):
+        def transform(c, f):
+            def each(lhs, rhs):
+                n, *rest = lhs.shape
+                parts = lhs.reshape(2, n // 2, *rest)
+                out, dlhs, drhs = jax.pmap(step(f), in_axes=(0, None))(parts, rhs)
+                return out.reshape(n, *out.shape[2:]), dlhs.reshape(lhs.shape), drhs.sum(0)
+
+            return each
+
+        self.check(form, transform, numbers=("plain",))
+
+
 class ExplicitTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()

@@ -1,5 +1,6 @@
 """JAX in its stricter modes, and Python in its own; nothing kept that should go."""
 
+import contextlib
 import copy
 import functools
 import gc
@@ -7,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 import weakref
 from pathlib import Path
 
@@ -115,6 +117,75 @@ class Modes(parameterized.TestCase):
         self.assertEqual(
             run.stdout.split("\n")[:-1], ["(3, 2, 2)"] * len(jaxconvt.IMPLEMENTATIONS), run.stderr
         )
+
+
+# Each argument that is read, with values that are.
+ARGUMENTS = (
+    ("strides", (2, 1)),
+    ("padding", [(1, 0), (0, 1)]),
+    ("rhs_dilation", np.array([2, 1])),
+    ("dimension_numbers", ("NHWC", "HWIO", "NHWC")),
+    ("transpose_kernel", np.True_),
+    ("precision", "highest"),
+    ("precision", jax.lax.Precision.HIGH),
+    ("precision", ("default", "highest")),
+    ("preferred_element_type", "float32"),
+    ("preferred_element_type", jnp.float32),
+    ("preferred_element_type", np.dtype("float64")),
+    ("use_consistent_padding", True),
+    ("feature_group_count", 2),
+    ("output_padding", (1, 0)),
+    ("output_shape", (6, 4)),
+)
+
+
+def absent_mesh():
+    """A context with a mesh of no devices, where this JAX has such."""
+    if not hasattr(jax.sharding, "use_abstract_mesh"):
+        return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2,), ("x",)))
+
+
+class Reading(parameterized.TestCase):
+    """What is read of a call are shapes, dtypes and Python values: no array is made or moved."""
+
+    def setUp(self):
+        super().setUp()
+        self.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # of float64, which is float32 here
+        jax.clear_caches()
+        for cached in (_spec._try_numerics, _spec._requested, _spec._cached):
+            cached.cache_clear()
+
+    def call(self, name, value, implementation):
+        more = {"strides": (2, 1), "padding": "SAME"} | {name: value}
+        groups = more.get("feature_group_count", 1)
+        shape = (3, 2, 2, 2) if name == "transpose_kernel" else (3, 2, 2 // groups, 2)
+        f = functools.partial(jaxconvt.conv_transpose, implementation=implementation, **more)
+        return f, shape
+
+    @parameterized.product(argument=ARGUMENTS, implementation=("dilated", "auto"))
+    def test_nothing_is_compiled_or_moved(self, argument, implementation):
+        f, shape = self.call(*argument, implementation)
+        lhs, rhs = jnp.asarray(LHS), jnp.zeros(shape)
+        started = []
+        jax.monitoring.register_event_duration_secs_listener(
+            lambda event, *_, **__: started.append(event) if "backend_compile" in event else None
+        )
+        with jax.transfer_guard("disallow"):
+            traced = jax.make_jaxpr(f)(lhs, rhs)
+            self.assertEmpty(started)
+            f(lhs, rhs)
+        with absent_mesh():
+            again = jax.make_jaxpr(f)(*[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (lhs, rhs)])
+        self.assertEqual(traced.out_avals[0].shape, again.out_avals[0].shape)
+
+    @parameterized.product(argument=ARGUMENTS, implementation=("dilated", "auto"))
+    def test_explained_without_a_device(self, argument, implementation):
+        f, shape = self.call(*argument, implementation)
+        structs = [jax.ShapeDtypeStruct(x, np.float32) for x in (LHS.shape, shape)]
+        with absent_mesh(), jax.transfer_guard("disallow"):
+            self.assertLen(jaxconvt.explain(*structs, platform="cpu", **f.keywords).choices, 3)
 
 
 class Kept(parameterized.TestCase):

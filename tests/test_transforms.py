@@ -177,6 +177,44 @@ class TransformsTest(parameterized.TestCase):
         flat = np.asarray(jacobian).reshape(-1, lhs.size)
         equal(hessian.reshape(lhs.size, lhs.size), flat.T @ flat)
 
+    @parameterized.product(
+        implementation=util.IMPLEMENTATIONS, weak=((True, True), (True, False), (False, True))
+    )
+    def test_weak_types(self, implementation, weak):
+        operands = [
+            jnp.broadcast_to(2.0, shape) if is_weak else jnp.ones(shape)
+            for shape, is_weak in zip(((1, 4, 3), (3, 3, 2)), weak, strict=True)
+        ]
+
+        if jax.__version_info__ < (0, 6):
+            self.skipTest(f"JAX {jax.__version__} itself has weak gradients of what is jitted")
+
+        def weak_types(f):
+            def step(lhs, rhs):
+                out, vjp = jax.vjp(f, lhs, rhs)
+                return out, *vjp(out), *jax.jvp(f, (lhs, rhs), (lhs, rhs))
+
+            results = [*step(*operands), *jax.jit(step)(*operands)]
+            return [x.weak_type for x in results]
+
+        ours = functools.partial(conv_transpose, implementation=implementation)
+        got, want = (
+            weak_types(lambda *args, f=f: f(*args, (2,), "SAME"))
+            for f in (ours, lax.conv_transpose)
+        )
+        self.assertEqual(got, want)
+        self.assertEqual(any(want), all(weak))
+
+    @EACH
+    def test_jet(self, implementation, name):
+        from jax.experimental.jet import jet
+
+        f, lhs, rhs, dlhs, drhs = setup(implementation, name)
+        reference = functools.partial(conv_transpose, **CASES[name].kwargs)
+        series = [dlhs, 2 * lhs], [drhs, -drhs]
+        got, want = (jet(f, (lhs, rhs), series) for f in (f, reference))
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), got, want)
+
     @EVERY
     def test_remat(self, implementation, name):
         f, lhs, rhs, *_ = setup(implementation, name)

@@ -16,11 +16,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from jaxconvt._call import Call, Choice, Convolution, Work, window_bytes
-from jaxconvt._compat import conv_general_dilated
+from jaxconvt._compat import conv_general_dilated, zeros
 from jaxconvt._geometry import Axis, dilate
 from jaxconvt._lowerings._interface import Lowering
 from jaxconvt._views import Numerics, back, pad, reverse
@@ -63,7 +62,7 @@ class Strided(Lowering):
         lhs = _met(lhs, trimmed)
         if 0 in lhs.shape:
             shape = (lhs.shape[0], *[t.axis.out for t in trimmed], g * j)
-            out = jnp.zeros(shape, how.preferred_element_type)
+            out = zeros(shape, how.preferred_element_type, lhs, rhs)
         else:
             # XLA looks for an explicit reverse here, and makes it part of cuDNN's call. Two in a
             # row would cancel, so a transpose that is free keeps that of `_kernel` apart.
@@ -91,7 +90,8 @@ class Strided(Lowering):
         trimmed, (g, i, _) = _trimmed(call), rhs.shape[-3:]
         z = _read(ct, trimmed)
         if any(t.axis.size == 0 for t in trimmed):
-            lhs = jnp.zeros((z.shape[0], *[t.axis.size for t in trimmed], g * i), z.dtype)
+            shape = (z.shape[0], *[t.axis.size for t in trimmed], g * i)
+            lhs = zeros(shape, z.dtype, z, rhs)
         else:
             lhs = _forward(z, _kernel(rhs, call), trimmed, g, how)
         for at, t in enumerate(trimmed):
@@ -107,7 +107,7 @@ class Strided(Lowering):
         lhs = _met(lhs, trimmed)
         shape = (*[a.taps for a in call.axes], g * i, j)
         if 0 in lhs.shape:
-            rhs = jnp.zeros(shape, lhs.dtype)
+            rhs = zeros(shape, lhs.dtype, lhs, ct)
         else:
             z = _read(ct, trimmed)
             rhs = back(lambda kernel: _forward(z, kernel, trimmed, g, how.exchanged), shape, lhs)
