@@ -122,6 +122,11 @@ class Call(NamedTuple):
         return any(axis.stride > 1 for axis in self.axes)
 
     @property
+    def one_pixel(self) -> bool:
+        """Whether lhs is one pixel: what is left is a product of matrices."""
+        return bool(self.axes) and all(axis.size == 1 for axis in self.axes)
+
+    @property
     def kernel_dilated(self) -> bool:
         return any(axis.dilation > 1 for axis in self.axes)
 

@@ -117,9 +117,10 @@ def vary_alike(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
     return vary(x, over[1] - over[0]), vary(y, over[0] - over[1])
 
 
-def zeros(shape: Any, dtype: Any, *like: Any) -> Any:
+def zeros(shape: Any, dtype: Any, *like: Any) -> jax.Array:
     """Zeros that vary over the mesh axes of a `shard_map` over which any of some arrays does."""
-    return vary(jnp.zeros(shape, dtype), frozenset().union(*map(varying, like)))
+    result: jax.Array = vary(jnp.zeros(shape, dtype), frozenset().union(*map(varying, like)))
+    return result
 
 
 def device_kind(platform: str) -> str:

@@ -129,14 +129,25 @@ class Phases(NamedTuple):
     taps: tuple[tuple[int, ...], ...]  # the tap at [shift][phase]; phases ascend
 
 
+def one_row(axis: Axis) -> Axis:
+    """The axis, or if lhs is one pixel there, one whose output is one row of as many phases.
+
+    The stride of one pixel makes no difference. In one row all taps lie side by side.
+    """
+    wide = axis.size == 1 and axis.stride < axis.out
+    return axis._replace(stride=axis.out) if wide else axis
+
+
 def rows(axis: Axis) -> int:
     """Number of output rows m: `o` in units of the stride, rounded up."""
+    axis = one_row(axis)
     return -(-axis.out // axis.stride)
 
 
 @lru_cache(maxsize=4096)
 def runs(axis: Axis) -> tuple[Run, ...]:
     """All taps of the flipped kernel, in order, as runs of equal q."""
+    axis = one_row(axis)
     result: list[Run] = []
     for b in reversed(range(axis.taps)):
         q, r = divmod(axis.lo - b * axis.dilation, axis.stride)
@@ -150,6 +161,7 @@ def runs(axis: Axis) -> tuple[Run, ...]:
 @lru_cache(maxsize=4096)
 def phase_groups(axis: Axis) -> tuple[Phases, ...]:
     """All taps, each in one group, of which there are at most three however many the taps."""
+    axis = one_row(axis)
     s, d = axis.stride, axis.dilation
     aligned = d == 1 or d % s == 0
     return _aligned_groups(axis) if aligned else _unaligned_groups(axis)

@@ -1,7 +1,8 @@
 """Picks the lowering of a call: estimates, for the platform, the cost of each that can make it.
 
 Lowerings whose intermediates are too large drop out. So do those whose estimate is clearly above
-the least. The rest count as equally fast, and the one with the smallest intermediates is picked.
+the least, and those that are not clearly faster than XLA's own program, which is "dilated". The
+rest count as equally fast, and the one with the smallest intermediates is picked.
 The two gradients of a call are picked as a pair: they may share what both make of the cotangent.
 Among pairs that are equally fast, one that shares comes first.
 """
@@ -13,9 +14,11 @@ from typing import NamedTuple
 
 from jaxconvt._call import FACES, Call, Choice, Work
 from jaxconvt._costs import Cost
-from jaxconvt._lowerings import GENERAL, LOWERINGS
+from jaxconvt._lowerings import GENERAL, LOWERINGS, XLAS
 
 IMPLEMENTATIONS = (*LOWERINGS, "auto")
+
+MARGIN = 1.15  # so many times as fast as XLA's own program must another be estimated
 
 SMALL = 32 * 2**20  # bytes of intermediates that are never too many
 
@@ -72,8 +75,8 @@ def _choose(implementation: str, cost: Cost, call: Call, both_gradients: bool) -
     calls = [widened(call._replace(face=face), cost) for face in faces]
     pairs = pair_estimates(calls, implementation, cost)
     # Among estimates that can't be told apart: first those that share, then the smallest `temp`.
-    most = cost.trusted * min([pair.seconds for pair in pairs.values()])
-    near = {picks: pair for picks, pair in pairs.items() if pair.seconds <= most}
+    most = cost.trusted * min([pair.weighed for pair in pairs.values()])
+    near = {picks: pair for picks, pair in pairs.items() if pair.weighed <= most}
     best = min(near, key=lambda picks: (near[picks].saved <= 0, near[picks].temp))
     return best[faces.index(call.face)]
 
@@ -84,6 +87,7 @@ class Pair(NamedTuple):
     seconds: float
     temp: int  # bytes of intermediates
     saved: float  # seconds that both save by what they share
+    weighed: float  # seconds, with the margin by which XLA's own program is preferred
 
 
 def pair_estimates(
@@ -97,11 +101,14 @@ def pair_estimates(
         works = [of[pick] for of, pick in zip(made, picks, strict=True)]
         saved = 0.0
         # XLA makes once what both make of the cotangent.
-        alike = len({each.view for each in works}) == 1 and min([w.viewed for w in works]) > 0
+        alike = len({work.view for work in works}) == 1 and min([w.viewed for w in works]) > 0
         if len(works) > 1 and alike and all(pick.chunks == 1 for pick in picks):
             saved = cost.shared(calls[0], works)
-        seconds = sum([of[pick] for of, pick in zip(times, picks, strict=True)])
-        result[picks] = Pair(seconds - saved, sum([each.temp for each in works]), saved)
+        each = [of[pick] for of, pick in zip(times, picks, strict=True)]
+        seconds = sum(each) - saved
+        xlas = sum([t for t, pick in zip(each, picks, strict=True) if pick == XLAS])
+        weighed = xlas + MARGIN * (seconds - xlas)
+        result[picks] = Pair(seconds, sum([work.temp for work in works]), saved, weighed)
     return result
 
 

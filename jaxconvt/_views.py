@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxconvt._compat import varying, zeros
-from jaxconvt._geometry import Axes, Phases, phase_groups, rows, runs
+from jaxconvt._geometry import Axes, Phases, one_row, phase_groups, rows, runs
 
 Group = tuple[Phases, ...]  # one of each gathered axis
 
@@ -105,6 +105,7 @@ def seen(out: jax.Array, axes: Axes, group: Group) -> jax.Array:
     array that devices divide then stays where it is, and only the edges of its parts travel.
     """
     for at, axis in enumerate((*[phases.seen for phases in group], *axes[len(group) :])):
+        axis = one_row(axis)
         m, s, d = rows(axis), axis.stride, axis.dilation
         out = pad(out, 1 + at, 0, m * s - axis.out)
         out = lax.reshape(out, (*out.shape[: 1 + at], m, s, *out.shape[2 + at :]))

@@ -33,6 +33,9 @@ DEVICES = {
 DEFAULT = "NVIDIA H100"
 
 START = 3e-6  # seconds to start an operation
+# XLA splits a sum of so many terms in `SPLIT` parts, if it has fewer results than that.
+LONG, FEW, SPLIT = 512, 132 * 64 * 64, 8
+ZEROS = 4  # times as much for windows that are zeros but for one pixel; a guess
 VECTOR = 10  # times as much for multiply-adds that are no products of matrices
 
 
@@ -61,11 +64,16 @@ class Gpu(Cost):
             # gradient first copies windows of the cotangent, then puts them in the product's order.
             copied = 2 * call.rhs_bytes + 2 * work.patches + work.made
             copies = work.products * (4 if work.patches else 3) - 1
-            if any(len(runs(axis)) > 1 for axis in call.axes):
+            if not work.made:  # nothing is folded, and a kernel that is reversed is as it should be
+                copies = (not call.flipped) + (call.face == "lhs")
+                copied = 2 * copies * call.rhs_bytes
+            elif any(len(runs(axis)) > 1 for axis in call.axes):
                 if call.face != "out":
                     copied, copies = copied + 2 * work.made, copies + 2 * work.products
                 elif call.j == 1:  # made again, axis by axis, to be added up
                     copied, copies = copied + work.made, copies + len(call.axes)
+            if split := _split(call, work):  # parts of the sum are added up by a kernel of its own
+                copies, copied = copies + work.products, copied + (SPLIT + 1) * split
             time += copies * START + copied * self.byte
             time += self._operation(call, call.bytes + work.patches + work.made, work.product_flops)
         if work.sums:  # each over all of the cotangent, for the kernel gradient
@@ -82,6 +90,8 @@ class Gpu(Cost):
         stuffed, several = self._stuffed(call, made), work.made > 0
         to_channels_first = len(call.axes) > 2 and not call.taps_last
         lhs, flops = call.lhs_bytes, made.flops
+        if call.one_pixel:
+            flops = ZEROS * call.stuffed_flops
         copies = [(1, 2 * call.rhs_bytes)]  # how many, and the bytes of all together
         if call.taps_last and work.rearranged:  # the reverse is apart from that
             copies.append((1, 2 * call.rhs_bytes))
@@ -119,9 +129,21 @@ class Gpu(Cost):
         """Whether XLA puts the zeros in, and multiplies them."""
         if made.form == "forward" or not call.strided:
             return False
-        reversed_ = call.flipped and call.face == "out"
+        # A swap of channels of which one side has one is no transpose, and the reverse moves.
+        reversed_ = call.flipped and call.face == "out" and (call.i == 1) == (call.j == 1)
         looked_for = made.form in ("input gradient", "filter gradient") or reversed_
         return not looked_for or bool(why_no_library_call(call))
+
+
+def _split(call: Call, work: Work) -> float:
+    """Bytes of the results of products whose sums XLA splits: long ones, for few results."""
+    terms = {
+        "out": call.i,
+        "lhs": call.j * call.extent("taps"),
+        "rhs": call.n * call.extent("size"),
+    }[call.face]
+    results = work.product_flops / (2 * terms)
+    return results * call.itemsize if terms >= LONG and results < FEW else 0.0
 
 
 _COSTS = {name: Gpu(name) for name in DEVICES}

@@ -1,5 +1,6 @@
 """The lowerings, one a file: a new one is a file and a line here."""
 
+from jaxconvt._call import Choice
 from jaxconvt._lowerings._interface import Lowering
 from jaxconvt._lowerings.col2im import Col2im
 from jaxconvt._lowerings.depthwise import Depthwise
@@ -12,6 +13,9 @@ LOWERINGS: dict[str, Lowering] = {
     lowering.name: lowering
     for lowering in (Dilated(), Strided(), Depthwise(), Col2im(), Polyphase())
 }
+
+# XLA's own program, which is jax.lax's.
+XLAS = Choice(Dilated.name)
 
 # It makes every call, also what others can't.
 GENERAL: Lowering = LOWERINGS[Col2im.name]

@@ -21,7 +21,7 @@ from jax import lax
 from jaxconvt import _chunks
 from jaxconvt import _views as views
 from jaxconvt._call import Call, Choice, Work
-from jaxconvt._geometry import Size, phase_groups, runs
+from jaxconvt._geometry import Axes, Size, phase_groups, runs
 from jaxconvt._lowerings._interface import Lowering
 from jaxconvt._views import Numerics
 
@@ -134,11 +134,19 @@ def _made(call: Call, gathered: int) -> _Made:
         temp += call.lhs_bytes  # transposed
     if any(len(runs(a)) > 1 for a in scattered):
         temp += seen * (4 if call.face == "out" else 3) // 2
-    elif len(call.axes) > 1 or gathered:
+    elif gathered or _interleaved(scattered):
         temp += seen
     else:
         seen = 0
     return _Made(products, patches, seen, temp)
+
+
+def _interleaved(axes: Axes) -> bool:
+    """Whether [a.., b..] is not [a, b, a, b, ..] as it is, with taps b in one row."""
+    return any(
+        axis.taps > 1 and any(later.size > 1 for later in axes[at + 1 :])
+        for at, axis in enumerate(axes)
+    )
 
 
 def _temp(form: Choice) -> Callable[[Call], int]:
