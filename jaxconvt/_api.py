@@ -2,17 +2,37 @@
 
 from __future__ import annotations  # `help` then shows them as they are written here
 
+import functools
 import inspect
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import jax
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxconvt import _compat, _default, _spec
 from jaxconvt._tuning import Tuning
+from jaxconvt._words import show
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+def _hinting(function: Function) -> Function:
+    """The same, but that it says what may be meant if an argument is unknown or missing."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except TypeError:
+            _spec.check_call(signature, args, kwargs)
+            raise
+
+    return cast(Function, call)
+
+
+@_hinting
 def conv_transpose(
     lhs: ArrayLike,
     rhs: ArrayLike,
@@ -30,7 +50,6 @@ def conv_transpose(
     output_shape: Sequence[int] | None = None,
     out_sharding: Any = None,
     implementation: str | Tuning = "dilated",
-    **unknown: NoReturn,
 ) -> jax.Array:
     """N-d transposed (fractionally strided) convolution; a drop-in for `jax.lax.conv_transpose`.
 
@@ -61,7 +80,8 @@ def conv_transpose(
       rhs: kernel of the same rank and dtype; by default of shape
         `(spatial..., in channels / groups, out channels)`. It is not flipped.
       strides: `n` positive integers, the spacing in output elements between
-        neighbouring lhs elements.
+        neighbouring lhs elements. None means 1, as in jax.lax, if padding is in pairs without
+        `use_consistent_padding`.
       padding: 'SAME' (size `i*s`), 'VALID' (size `(i-1)*s + max(e, s)`), or `n` pairs
         `(lo, hi)` of integers. A name is the padding of the forward convolution that this
         transposes. A pair is the padding of the stride-dilated lhs, and may be negative.
@@ -111,16 +131,14 @@ def conv_transpose(
       The array of rank `n + 2`, by default `(batch, spatial..., out channels)`.
 
     Raises:
-      TypeError: an argument is of the wrong type, or a traced value where a static one is
-        needed, or the dtypes differ.
+      TypeError: an argument is of the wrong type, missing or unknown, or a traced value where
+        a static one is needed, or the dtypes or ranks of lhs and rhs differ.
       ValueError: an argument has the wrong value or length, or does not fit the others.
         Both name the argument, show its value and say what was expected.
 
     Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning
     (https://arxiv.org/abs/1603.07285), chapter 4; `jax.lax.conv_transpose`.
     """
-    if unknown:
-        raise _spec.unexpected(next(iter(unknown)), _SIGNATURE)
     lhs, rhs, spec = _spec.read(
         lhs,
         rhs,
@@ -135,19 +153,20 @@ def conv_transpose(
         output_shape,
     )
     if precision is not None or preferred_element_type is not None:
+        _spec.check_precision(precision)
         numerics = _spec.numerics(_spec.dtype_of(lhs), precision, preferred_element_type)
         precision, preferred_element_type = numerics
     _spec.check_implementation(implementation)
     if out_sharding is not None and not _compat.HAS_OUT_SHARDING:
         raise ValueError(
             f"out_sharding must be None on JAX {jax.__version__}, whose "
-            f"lax.conv_general_dilated does not take it yet, got {out_sharding!r}."
+            f"lax.conv_general_dilated does not take it yet, got {show(out_sharding)}."
         )
     if out_sharding is not None and not isinstance(
         out_sharding, (jax.sharding.PartitionSpec, jax.sharding.Sharding)
     ):
         raise TypeError(
-            f"out_sharding must be None, a PartitionSpec or a Sharding, got {out_sharding!r}."
+            f"out_sharding must be None, a PartitionSpec or a Sharding, got {show(out_sharding)}."
         )
     if implementation != "dilated":
         # Only now: jax.extend, which it needs, takes longer to import than all else here.
@@ -163,10 +182,3 @@ def conv_transpose(
                 f"{implementation!r}."
             )
     return _default.conv(lhs, rhs, spec, precision, preferred_element_type, out_sharding)
-
-
-# Without what is there for a hint alone.
-_SIGNATURE = inspect.signature(conv_transpose)
-_SIGNATURE = _SIGNATURE.replace(parameters=list(_SIGNATURE.parameters.values())[:-1])
-conv_transpose.__signature__ = _SIGNATURE  # type: ignore[attr-defined]
-del conv_transpose.__annotations__["unknown"]

@@ -1,17 +1,18 @@
 """Measures the lowerings of each call in a function, where it will run."""
 
+import math
 import sys
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from numbers import Real
+from typing import Any
 
 import jax
 
 from jaxconvt import _compat
+from jaxconvt._apart import apart
 from jaxconvt._tuning import Tuning, this_device
-
-T = TypeVar("T")
+from jaxconvt._words import first_line, show
 
 
 def autotune(
@@ -29,7 +30,8 @@ def autotune(
     measured once. Pass a whole training step, so that gradients are found. The candidates run in
     turn, on random arrays. A candidate is left out if it fails, or if its numbers differ from
     those of jax.lax's own lowering. That lowering is kept unless another is faster by 3%. Where
-    it can't be made, the first that can be made takes its part.
+    it can't be made, the first that can be made takes its part. A call that can't be measured,
+    as it is too large, is left to "auto", with a warning.
 
     With several processes, let one measure, and send the others what `Tuning.dumps` returns, so
     that all run the same program. A call on divided arrays is measured as if on one device.
@@ -46,7 +48,8 @@ def autotune(
       A `Tuning`, for `implementation=`, `install` and `installed`.
 
     Raises:
-      TypeError: an argument is traced, as inside `jax.jit`, or `device` is not a device.
+      TypeError: `f` is not a function, an argument is traced, as inside `jax.jit`, or `device`
+        is not a device.
       ValueError: `f` has no such call, no call could be measured, or `seconds` is not a number of
         at least 0.
 
@@ -65,17 +68,21 @@ def autotune(
     """
     from jaxconvt import _found, _race  # late, as in `_api`
 
+    if not callable(f):
+        raise TypeError(
+            f"f must be a function, got {show(f)}; pass the function, and then its arguments, as "
+            f"in jaxconvt.autotune(f, lhs, rhs)."
+        )
     for leaf in jax.tree.leaves((args, kwargs)):
         if isinstance(leaf, _compat.Tracer):
             raise TypeError(
-                f"the arguments of autotune must be arrays or jax.ShapeDtypeStructs, got the "
-                f"traced value {leaf}: call it outside of jax.jit and other transformations."
+                f"the arguments of autotune must be arrays or jax.ShapeDtypeStructs, got "
+                f"{show(leaf)}: call it outside of jax.jit and other transformations."
             )
-    if type(seconds) not in (int, float) or not seconds >= 0:
-        raise ValueError(f"seconds must be a number, 0 at least, got {seconds!r}.")
+    seconds = _seconds(seconds)
     device = _default_device() if device is None else device
     if not isinstance(device, jax.Device):
-        raise TypeError(f"device must be None or one of jax.devices(), got {device!r}.")
+        raise TypeError(f"device must be None or one of jax.devices(), got {show(device)}.")
     backend = _compat.platform_of_device(device)
     with _compat.traced_apart():
         cases = _found.cases_in(_found.jaxpr_of(f, args, kwargs))
@@ -86,12 +93,17 @@ def autotune(
             "jaxconvt.install() first."
         )
     picks, lost = [], []
-    for at, (case, params) in enumerate(cases.items()):
-        _progress(f"{at + 1} of {len(cases)}: {case}")
-        pick, why = _apart(_race.fastest, case, params, backend, device, seconds)
-        picks += [pick] if pick else []
-        lost += [] if pick else [f"{case}: {'; '.join(why)}"]
-    _progress("")
+    try:
+        for at, (case, params) in enumerate(cases.items()):
+            _progress(f"{at + 1} of {len(cases)}: {case}")
+            try:
+                pick, why = apart(_race.fastest, case, params, backend, device, seconds)
+            except Exception as e:  # as of one that is too large: the others still count
+                pick, why = None, [first_line(e)]
+            picks += [pick] if pick else []
+            lost += [] if pick else [f"{case}: {'; '.join(why)}"]
+    finally:
+        _progress("")
     if not picks:
         raise ValueError(f"f must have calls that run on {device}, got none: {' '.join(lost)}")
     for what in lost:
@@ -99,10 +111,17 @@ def autotune(
     return Tuning(picks=tuple(picks), **this_device(backend, device))
 
 
-def _apart(function: Callable[..., T], *args: Any) -> T:
-    """The result, from a thread where no mesh is set, nothing is traced and `jax.jit` works."""
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(function, *args).result()
+def _seconds(value: Any) -> float:
+    """Any real number, of Python or NumPy, as a float; one too large for that is infinite."""
+    if isinstance(value, Real) and not isinstance(value, bool):
+        number: Any = value
+        try:
+            seconds = float(number)
+        except OverflowError:
+            seconds = math.inf if number > 0 else -math.inf
+        if seconds >= 0:
+            return seconds
+    raise ValueError(f"seconds must be a number, 0 at least, got {show(value)}.")
 
 
 def _default_device() -> jax.Device:

@@ -99,6 +99,7 @@ def explain(*args: Any, platform: str | None = None, **kwargs: Any) -> Explanati
         platform = "cuda" if platform == "gpu" else platform
         _spec.check_choice("platform", platform, PLATFORMS)
     lhs, rhs, spec, arguments = call_arguments(*args, **kwargs)
+    _spec.check_precision(arguments["precision"])
     _, dtype = _spec.numerics(
         _spec.dtype_of(lhs), arguments["precision"], arguments["preferred_element_type"]
     )
@@ -124,8 +125,7 @@ _READ = (
 def call_arguments(*args: Any, **kwargs: Any) -> tuple[Array, Array, Spec, dict[str, Any]]:
     """Operands, `Spec` and all arguments of a call, for which shapes and dtypes are enough."""
     signature = inspect.signature(conv_transpose)
-    if unknown := [name for name in kwargs if name not in signature.parameters]:
-        raise _spec.unexpected(unknown[0], signature)
+    _spec.check_call(signature, args, kwargs)
     call = signature.bind(*args, **kwargs)
     call.apply_defaults()
     given = call.arguments

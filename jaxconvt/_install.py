@@ -3,29 +3,68 @@
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+import warnings
+from collections.abc import Callable
+from contextlib import ContextDecorator
+from typing import Any, TypeVar
 
 import numpy as np
 from jax import lax
 
 from jaxconvt import _spec
 from jaxconvt._api import conv_transpose
-from jaxconvt._compat import conv_general_dilated
+from jaxconvt._compat import conv_general_dilated, replaced
 from jaxconvt._tuning import Tuning
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 Functions = dict[str, Callable[..., Any]]  # by their names in jax.lax
+NAMES = ("conv_transpose", "conv_general_dilated")
 
 _lock = threading.Lock()
-_originals: Functions = {}  # jax.lax's, while ours are in their place
 
 
 class _Block:
     """The functions that a block puts in the place of jax.lax's; none for jax.lax's own."""
 
-    def __init__(self, functions: Functions | None = None) -> None:
-        self.functions = functions or {}
+    def __init__(self) -> None:
+        self.functions: Functions = {}
+
+
+class _Installed(ContextDecorator):
+    """What `installed` returns; it may be entered again, also before it is left."""
+
+    def __init__(self, implementation: str | Tuning) -> None:
+        self._implementation = implementation
+        self._open: list[_Block] = []
+        self._used = False
+
+    def __enter__(self) -> None:
+        self._used = True
+        block = _Block()
+        with _lock:
+            block.functions = _replacements(self._implementation)
+            self._open.append(block)
+            _blocks.append(block)
+            _apply()
+
+    def __exit__(self, *_: object) -> None:
+        with _lock:
+            block = self._open.pop()
+            if block in _blocks:  # not if this module was reloaded since then
+                _blocks.remove(block)
+            _apply()
+
+    def __call__(self, function: Function) -> Function:
+        self._used = True
+        return super().__call__(function)
+
+    def __del__(self) -> None:
+        if not self._used:
+            warnings.warn(
+                "jaxconvt.installed() does nothing by itself: write `with jaxconvt.installed():`, "
+                "or call jaxconvt.install().",
+                stacklevel=2,
+            )
 
 
 # The first is for outside of any block. Then come the open blocks, in the order of opening. The
@@ -42,6 +81,9 @@ def install(implementation: str | Tuning = "auto") -> None:
     batch group, and padding is in pairs. It passes every other call on to JAX's own function. A
     function that was traced before keeps what it was traced with. Installing again changes the
     implementation.
+
+    If other code has replaced a function before, ours goes over its replacement, and passes other
+    calls on to that. If other code replaces ours, its replacement stays: see `uninstall`.
 
     Args:
       implementation: the default `implementation` of calls to the replaced functions; one of
@@ -60,16 +102,17 @@ def install(implementation: str | Tuning = "auto") -> None:
 
     Source: this replaces two attributes of the module `jax.lax`, and nothing else.
     """
-    replacements = _replacements(implementation)
+    _spec.check_implementation(implementation)
     with _lock:
-        _blocks[-1].functions = replacements
+        _blocks[-1].functions = _replacements(implementation)
         _apply()
 
 
 def uninstall() -> None:
-    """Puts jax.lax's own functions back, just as they were; does nothing if they are there.
+    """Puts back what `install` replaced, just as it was; does nothing if ours is not there.
 
-    If other code has replaced the functions since `install`, its replacements are lost.
+    It restores only what is still ours. What other code has put in the place of ours since then
+    stays, and may still call ours.
 
     Example:
 
@@ -86,11 +129,12 @@ def uninstall() -> None:
         _apply()
 
 
-@contextmanager
-def installed(implementation: str | Tuning = "auto") -> Iterator[None]:
+def installed(implementation: str | Tuning = "auto") -> _Installed:
     """`install` for a `with` block; after the block, jax.lax is as it would be without it.
 
-    It counts for all threads. If blocks overlap, the one opened last counts.
+    It counts for all threads. If blocks overlap, the one opened last counts. What other code puts
+    in the place of ours within the block stays after it, as for `uninstall`. It decorates
+    functions, too: each call is a block. Without either it does nothing, and warns.
 
     Args:
       implementation: as for `install`.
@@ -107,37 +151,40 @@ def installed(implementation: str | Tuning = "auto") -> Iterator[None]:
 
     Source: see `install`.
     """
-    block = _Block(_replacements(implementation))
-    with _lock:
-        _blocks.append(block)
-        _apply()
-    try:
-        yield
-    finally:
-        with _lock:
-            _blocks.remove(block)
-            _apply()
+    _spec.check_implementation(implementation)
+    return _Installed(implementation)
 
 
 def _apply() -> None:
-    global _originals
-    functions = _blocks[-1].functions
-    if functions and not _originals:
-        _originals = {name: getattr(lax, name) for name in functions}
-    for name, function in (functions or _originals).items():
-        setattr(lax, name, function)
-    if not functions:
-        _originals = {}
+    """Puts the last block's functions in place; where it has none, what ours replaced.
+
+    What others have put in the place of ours stays.
+    """
+    for name in NAMES:
+        now = getattr(lax, name)
+        under = replaced(now)
+        ours = _blocks[-1].functions.get(name)
+        wanted = ours if ours is not None and replaced(ours) is under else under
+        if wanted is not now:
+            setattr(lax, name, wanted)
 
 
 def _replacements(implementation: str | Tuning) -> Functions:
-    _spec.check_implementation(implementation)
-    return {
+    """Ours, of which each knows what it replaces, as jax.lax is now."""
+    under = {name: replaced(getattr(lax, name)) for name in NAMES}
+    convolution = functools.partial(
+        _conv_general_dilated, implementation, under["conv_general_dilated"]
+    )
+    convolution.__signature__ = _SIGNATURE  # type: ignore[attr-defined]
+    functions: Functions = {
         "conv_transpose": _posing_as(
             conv_transpose, functools.partial(conv_transpose, implementation=implementation)
         ),
-        "conv_general_dilated": _posing_as(conv_general_dilated, _general(implementation)),
+        "conv_general_dilated": _posing_as(conv_general_dilated, convolution),
     }
+    for name, function in functions.items():
+        function.jaxconvt_replaced = under[name]  # type: ignore[attr-defined]
+    return functions
 
 
 def _posing_as(like: Any, replacement: Any) -> Any:
@@ -149,33 +196,29 @@ def _posing_as(like: Any, replacement: Any) -> Any:
     return replacement
 
 
-def _general(implementation: str | Tuning) -> Callable[..., Any]:
-    """`lax.conv_general_dilated`, but for transposed convolutions by this implementation."""
-    result = functools.partial(_conv_general_dilated, implementation)
-    result.__signature__ = _SIGNATURE  # type: ignore[attr-defined]
-    return result
-
-
 _SIGNATURE = inspect.signature(conv_general_dilated)
 _LHS_DILATION = list(_SIGNATURE.parameters).index("lhs_dilation")
 # What `conv_transpose` has another name for, or no argument.
 _OTHERS = ("window_strides", "lhs_dilation", "batch_group_count")
 
 
-def _conv_general_dilated(implementation: str | Tuning, /, *args: Any, **kwargs: Any) -> Any:
+def _conv_general_dilated(
+    implementation: str | Tuning, under: Callable[..., Any], /, *args: Any, **kwargs: Any
+) -> Any:
+    """Ours for transposed convolutions, and what it was put over for all others."""
     by_position = len(args) > _LHS_DILATION
     dilation = args[_LHS_DILATION] if by_position else kwargs.get("lhs_dilation")
     # Nearly always, and sooner said than by what follows.
     if dilation is None or (type(dilation) is tuple and all(d == 1 for d in dilation)):
-        return conv_general_dilated(*args, **kwargs)
+        return under(*args, **kwargs)
     try:
         given = _SIGNATURE.bind(*args, **kwargs)
     except TypeError:  # which JAX has words for
-        return conv_general_dilated(*args, **kwargs)
+        return under(*args, **kwargs)
     given.apply_defaults()
     arguments = given.arguments
     if not _is_transposed(arguments):
-        return conv_general_dilated(*args, **kwargs)
+        return under(*args, **kwargs)
     more = {name: value for name, value in arguments.items() if name not in _OTHERS}
     if more["dimension_numbers"] is None:  # channels first here
         order = tuple(range(arguments["lhs"].ndim))
@@ -188,14 +231,16 @@ def _is_transposed(arguments: dict[str, Any]) -> bool:
 
     False for arguments that JAX may reject: its own function then raises the error.
     """
-    n = getattr(arguments["lhs"], "ndim", 0) - 2
+    ndim, other = (getattr(arguments[name], "ndim", 0) for name in ("lhs", "rhs"))
+    n = ndim - 2
     strides, pads, dilation = (
         arguments[name] for name in ("window_strides", "padding", "lhs_dilation")
     )
     if not all(isinstance(x, (tuple, list)) and len(x) == n for x in (strides, pads, dilation)):
         return False
     return (
-        all(isinstance(d, (int, np.integer)) and d >= 1 for d in (*dilation, *strides))
+        ndim == other
+        and all(isinstance(d, (int, np.integer)) and d >= 1 for d in (*dilation, *strides))
         and max(dilation, default=1) > 1
         and max(strides, default=1) == 1
         and arguments["batch_group_count"] == 1

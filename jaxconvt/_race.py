@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxconvt import _compat, _costs, _plan, _primitive
+from jaxconvt import _apart, _compat, _costs, _plan, _primitive
 from jaxconvt._call import Call, Choice
 from jaxconvt._canonical import canonical, users
 from jaxconvt._measure import difference, tolerance
@@ -152,6 +152,7 @@ _clock = time.perf_counter
 
 def _sample(picks: Picks, run: Callable[[], Any], count: int) -> float:
     """Seconds of one call, of several in a row."""
+    _apart.check()
     start = _clock()
     for _ in range(count):
         result = run()

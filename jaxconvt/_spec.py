@@ -7,7 +7,7 @@ understood, at trace time. Lowerings receive a `Spec` and arrays, and parse noth
 import inspect
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -22,6 +22,8 @@ from jaxconvt._compat import Tracer, conv_general_dilated, exactly, x64_mode
 from jaxconvt._geometry import Axis, Padding, Size
 from jaxconvt._plan import IMPLEMENTATIONS
 from jaxconvt._tuning import Tuning
+from jaxconvt._words import of_a_file
+from jaxconvt._words import show as _show
 
 Array = jax.Array  # or a NumPy array, used alike
 Shape = tuple[Size, ...]
@@ -93,6 +95,26 @@ def check_dtypes(lhs: Array, rhs: Array) -> None:
             )
 
 
+# Those that `jax.lax.Precision` takes, less its other names for them.
+_PRECISIONS = ("default", "high", "highest", "bfloat16", "tensorfloat32", "float32")
+
+
+def check_precision(value: Any) -> None:
+    """Raises ValueError if a string in `precision` is none that this JAX knows."""
+    for part in value if isinstance(value, (tuple, list)) else (value,):
+        if not isinstance(part, str) or part in lax.DotAlgorithmPreset.__members__:
+            continue
+        try:
+            lax.Precision(part)
+        except ValueError:
+            close = _closest(part.lower(), _PRECISIONS)
+            hint = f"; did you mean {close!r}?" if close else "."
+            raise ValueError(
+                f"precision must be None, one of {', '.join(map(repr, _PRECISIONS))}, a "
+                f"jax.lax.Precision or DotAlgorithmPreset, or a pair, got {_show(value)}{hint}"
+            ) from None
+
+
 def numerics(dtype: Any, precision: Any, preferred_element_type: Any) -> tuple[Any, Any]:
     """Precision and result dtype, checked to be such as this JAX has."""
     if isinstance(precision, list):
@@ -133,49 +155,101 @@ _ELSEWHERE = {
     "data_format": "dimension_numbers",
     "dilation": "rhs_dilation",
     "dilation_rate": "rhs_dilation",
+    "dilations": "rhs_dilation",
+    "filter": "rhs",
     "filters": "rhs",
     "groups": "feature_group_count",
+    "impl": "implementation",
     "input": "lhs",
+    "inputs": "lhs",
     "kernel": "rhs",
     "kernel_dilation": "rhs_dilation",
     "lhs_dilation": "strides",
+    "output_size": "output_shape",
+    "pad": "padding",
+    "pads": "padding",
     "stride": "strides",
     "weight": "rhs",
+    "weights": "rhs",
     "window_strides": "strides",
 }
+# What there is no argument for.
+_INSTEAD = {
+    "b": "add it to the result",
+    "bias": "add it to the result",
+    "in_channels": "rhs has the channels",
+    "kernel_shape": "rhs has that shape",
+    "kernel_size": "rhs has that size",
+    "out_channels": "rhs has the channels",
+    "padding_mode": "pad lhs first, by jnp.pad",
+}
+# What may be passed for an argument that is missing.
+_SUCH_AS = {"strides": "strides=(2, 2)", "padding": "padding='SAME'"}
 
 
-def unexpected(name: str, signature: inspect.Signature) -> TypeError:
-    """The error for an argument that there is not, with a hint at the one that may be meant."""
+def check_call(
+    signature: inspect.Signature, given: tuple[Any, ...], named: Mapping[str, Any]
+) -> None:
+    """Raises TypeError if arguments are unknown or missing, with a hint at what may be meant.
+
+    Where several are unknown it says the first.
+    """
+    parameters = signature.parameters
+    unknown = [name for name in named if name not in parameters]
+    meant = {name: _ELSEWHERE.get(name) or _closest(name, parameters) for name in unknown}
+    by_position = list(parameters)[: len(given)]
+    passed = [name for name in parameters if name in (*by_position, *named)]
+    missing = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty and name not in (*passed, *meant.values())
+    ]
+    needed = f"{_listed(missing)} must be given"
+    if unknown:
+        name = unknown[0]
+        hint = f"; did you mean {meant[name]}?" if meant[name] else ""
+        hint = f"; {_INSTEAD[name]}" if name in _INSTEAD else hint
+        also = f" ({needed}, too)" if missing else ""
+        raise TypeError(
+            f"conv_transpose() got an unexpected keyword argument {name!r}{hint}{also}"
+        ) from None
+    if missing:
+        examples = ", ".join([_SUCH_AS[name] for name in missing if name in _SUCH_AS])
+        examples = f", such as {examples}" if examples else ""
+        only = f"only {_listed(passed)}" if passed else "no argument"
+        raise TypeError(f"{needed}{examples}, got {only}.") from None
+
+
+def _closest(name: str, names: Iterable[str]) -> str:
     import difflib  # which nobody needs whose call is right
 
-    close = difflib.get_close_matches(name, signature.parameters, 1)
-    meant = _ELSEWHERE.get(name) or (close[0] if close else "")
-    hint = f"; did you mean {meant}?" if meant else ""
-    if name in ("bias", "b"):
-        hint = "; add it to the result"
-    return TypeError(f"conv_transpose() got an unexpected keyword argument {name!r}{hint}")
+    return (*difflib.get_close_matches(name, names, 1), "")[0]
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), *names[-1:]] if names[1:] else names)
 
 
 # Static numbers
 
 
-def _show(value: Any) -> str:
-    """`repr`, in one line of at most 80 characters; a traced value by what it is."""
-    if isinstance(value, Tracer):
-        return f"a traced value ({value.aval.str_short()})"
-    try:
-        text = " ".join(repr(value).split())
-    except Exception:  # its own, or an integer of thousands of digits
-        return f"a value of type {type(value).__name__} that has no repr"
-    return text if len(text) <= 80 else text[:77] + "..."
+# What to pass in the place of a traced value, if not Python numbers.
+_STATIC = {
+    "transpose_kernel": "Python's True or False",
+    "use_consistent_padding": "Python's True or False",
+    "precision": "a string or a jax.lax.Precision",
+    "preferred_element_type": "a dtype",
+    "implementation": "a string or a jaxconvt.Tuning",
+    "platform": "a string",
+}
 
 
 def _untraced(name: str, value: Any) -> None:
     if isinstance(value, Tracer):
         raise TypeError(
             f"{name} must be static, known when the function is traced, got {_show(value)}; "
-            f"pass Python numbers, or mark it static (jax.jit's static_argnames)."
+            f"pass {_STATIC.get(name, 'Python numbers')}, or mark it static (jax.jit's "
+            f"static_argnames)."
         )
 
 
@@ -232,12 +306,19 @@ def integers(name: str, value: Any, n: int, least: int) -> Ints:
 
 
 def flag(name: str, value: Any) -> bool:
-    """`value` as a bool; as in jax.lax anything with a truth value will do."""
+    """`value` as a bool: True or False, or the integers equal to them, of Python, NumPy or JAX.
+
+    jax.lax takes anything with a truth value, and so takes "no" and "False" for True.
+    """
+    if type(value) is bool:
+        return value
     _untraced(name, value)
-    try:
-        return bool(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be True or False, got {_show(value)}.") from None
+    plain = value
+    if isinstance(value, (np.generic, np.ndarray, jax.Array)) and value.shape == ():
+        plain = value.item() if _is_number(value.dtype) else None
+    if isinstance(plain, int) and plain in (0, 1):
+        return bool(plain)
+    raise TypeError(f"{name} must be True or False, got {_show(value)}.")
 
 
 def group_count(value: Any) -> int:
@@ -257,9 +338,11 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...], more: str = ""
     if not isinstance(value, str) or value not in choices:
         _untraced(name, value)
         name_of_form = value.partition(" ")[0] if isinstance(value, str) else None
-        hint = ""
+        hint = of_a_file(value) if more else ""
         if name_of_form in choices:  # "col2im in 4 chunks" is how `explain` says it
             hint = f"; pass {name_of_form!r}, which picks its form itself"
+        elif more and isinstance(value, str) and value.lstrip().startswith("{"):
+            hint = "; pass jaxconvt.Tuning.loads of that text"
         raise ValueError(
             f"{name} must be one of {', '.join(map(repr, choices))}{more}, got "
             f"{_show(value)}{hint}."
@@ -280,17 +363,44 @@ def _padding(n: int, names: bool) -> str:
     )
 
 
+# What other libraries have as paddings, and `jnp.pad` as modes.
+_MODES = {
+    "CIRCULAR": "wrap",
+    "EDGE": "edge",
+    "REFLECT": "reflect",
+    "REPLICATE": "edge",
+    "SYMMETRIC": "symmetric",
+    "WRAP": "wrap",
+}
+
+
+def _padded_before(name: str) -> str:
+    mode = _MODES.get(name.upper())
+    return (
+        f"; pad lhs first by jnp.pad(lhs, pads, mode={mode!r}), pass 'SAME', and crop strides "
+        f"times as much off the result"
+        if mode
+        else ""
+    )
+
+
 def paddings(value: Any, n: int, names: bool) -> str | tuple[Padding, ...]:
     """`padding` as one string as written, or `n` pairs (with `names`, or known names)."""
     expected = _padding(n, names)
     if isinstance(value, str):
         if value.upper() not in _NAMES:
-            raise ValueError(f"padding must be {expected}, got {_show(value)}.")
+            raise ValueError(
+                f"padding must be {expected}, got {_show(value)}{_padded_before(value)}."
+            )
         return value
     items = (value,) * n if type(value) is int else _items("padding", value, expected)
     if n == len(items) > 0 and type(items[0]) is int and all(type(pad) is int for pad in items):
-        hint = f"to pad both ends alike, pass {_show([(pad, pad) for pad in items])}."
-        raise TypeError(f"padding must be {expected}, got {_show(value)}; {hint}")
+        pairs = _show([(pad, pad) for pad in items])
+        how = "" if names else ", with use_consistent_padding=True if PyTorch's padding is meant"
+        raise TypeError(
+            f"padding must be {expected}, got {_show(value)}; to pad both ends alike, pass "
+            f"{pairs}{how}."
+        )
     if len(items) != n:
         raise ValueError(
             f"padding must be {expected}, got {len(items)}: {_show(value)}{_of_rank(n)}."
@@ -301,7 +411,8 @@ def paddings(value: Any, n: int, names: bool) -> str | tuple[Padding, ...]:
             if not names or item.upper() not in _NAMES:
                 hint = "" if names else " (names only with use_consistent_padding=True)"
                 raise ValueError(
-                    f"padding must be {expected}{hint}, got {_show(item)} in {_show(value)}."
+                    f"padding must be {expected}{hint}, got {_show(item)} in {_show(value)}"
+                    f"{_padded_before(item)}."
                 )
             result.append(item.upper())
             continue
@@ -494,13 +605,18 @@ def read(
     ndim = lhs.ndim
     if ndim < 2 or rhs.ndim != ndim:
         hint = " Has lhs no batch? Pass lhs[None]." if rhs.ndim == ndim + 1 > 2 else ""
-        raise ValueError(
+        # As jax.lax's own check of the ranks does; that of its conv_transpose is an assert.
+        kind = ValueError if rhs.ndim == ndim else TypeError
+        raise kind(
             f"lhs and rhs must have the same rank, at least 2, got lhs of shape {lhs.shape} "
             f"and rhs of shape {rhs.shape}.{hint}"
         )
     n = ndim - 2
     check_dtypes(lhs, rhs)
     consistent = flag("use_consistent_padding", use_consistent_padding)
+    from_strides = isinstance(padding, str) and padding in ("SAME", "VALID")
+    if strides is None and not (consistent or from_strides):
+        strides = (1,) * n  # as in jax.lax, which reads them for those paddings alone
     spec = cached_spec(
         lhs.shape,
         rhs.shape,
@@ -611,6 +727,7 @@ def _check_channels(
                 f"feature_group_count={groups} and {outputs} channels in axis {o_axis} of rhs "
                 f"{rhs_shape}; rhs has the in features of one group, here "
                 f"{features // groups}, and the out features of all groups."
+                f"{_pytorch_kernel(lhs_shape, rhs_shape, dn)}"
             )
     got = rhs_shape[axis]
     if type(got) is int and type(wanted) is int and got != wanted:
@@ -636,36 +753,63 @@ def _meant(
     given, other = rhs_shape[i_axis] * groups, rhs_shape[o_axis]
     if transpose_kernel:
         given, other = other, given
-    layout = "or dimension_numbers that say where rhs has its channels?"
+    kernel = _pytorch_kernel(lhs_shape, rhs_shape, dn)
+    if kernel and transpose_kernel:
+        otherwise = " If it is not, did you mean transpose_kernel=False?" if groups == 1 else ""
+        return f"{kernel}{otherwise}"
+    flipped = ""
+    if other == features:
+        how = "" if transpose_kernel else " (a forward convolution's kernel, which is flipped)"
+        flipped = (
+            f" Did you mean transpose_kernel={not transpose_kernel}{how}, or dimension_numbers "
+            f"that say where rhs has its channels?"
+        )
     last = len(lhs_shape) - 1
     lhs_channels_last = dn.lhs_spec[1] == last
     # Whether rhs would fit if lhs had its channels first.
     fits_first = lhs_channels_last and type(given) is int and lhs_shape[1] == given
     plain = _channels_first(last - 1, "{0}IO")
-    if lhs_channels_last and max(o_axis, i_axis) == last and lhs_shape[1] == rhs_shape[0]:
+    spatial = _SPATIAL.get(last - 1)
+    channels_last = lhs_channels_last and max(o_axis, i_axis) == last
+    if spatial and channels_last and features != lhs_shape[1] == rhs_shape[0]:
         pytorch = _channels_first(last - 1, "OI{0}")
         otherwise = f"; if it is not, {plain}" if fits_first else ""
-        return f" Is rhs PyTorch's? If so, {pytorch} and transpose_kernel=True{otherwise}."
-    if other == features:
-        flipped = "" if transpose_kernel else " (a forward convolution's kernel, which is flipped)"
-        return f" Did you mean transpose_kernel={not transpose_kernel}{flipped}, {layout}"
+        return f"{flipped} Is rhs PyTorch's? If so, {pytorch} and transpose_kernel=True{otherwise}."
+    if flipped:
+        return flipped
     if groups > 1 and not transpose_kernel and rhs_shape[i_axis] == features:
-        return " With groups, rhs has the in features of one group."
+        return f" With groups, rhs has the in features of one group.{kernel}"
     if groups > 1 and transpose_kernel and rhs_shape[i_axis] == features:
         return " Are the letters I and O of its dimension_numbers exchanged?"
     if fits_first:
         return f" Are the channels of lhs in axis 1? If so, {plain}."
     if features in rhs_shape[:i_axis]:
         axis = rhs_shape.index(features)
-        # PyTorch's in channels are the first axis.
-        pytorch = "; PyTorch's kernels are 'OIHW' with transpose_kernel=True" if axis == 0 else ""
+        pytorch = ""
+        if axis == 0 and spatial:  # as PyTorch has them
+            pytorch = f"; PyTorch's kernels are 'OI{spatial}' with transpose_kernel=True"
         return f" Are they in axis {axis} of rhs? If so, say so by dimension_numbers{pytorch}."
     return ""
 
 
+_SPATIAL = {1: "H", 2: "HW", 3: "DHW"}  # as PyTorch has them, by their number
+
+
+def _pytorch_kernel(lhs_shape: Shape, rhs_shape: Shape, dn: lax.ConvDimensionNumbers) -> str:
+    """A hint, if rhs may be PyTorch's kernel with its letters I and O exchanged; or "".
+
+    PyTorch has the in channels first, and then the out channels of one group.
+    """
+    spatial = _SPATIAL.get(len(lhs_shape) - 2)
+    exchanged = dn.rhs_spec[:2] == (1, 0) and rhs_shape[0] == lhs_shape[dn.lhs_spec[1]]
+    if not (spatial and exchanged):
+        return ""
+    return f" A PyTorch kernel? Pass 'OI{spatial}' with transpose_kernel=True."
+
+
 def _channels_first(n: int, rhs: str) -> str:
     """What to pass if channels are first; `rhs` is the kernel's letters, {0} the spatial ones."""
-    spatial = {1: "H", 2: "HW", 3: "DHW"}.get(n)
+    spatial = _SPATIAL.get(n)
     if spatial is None:
         return "say so by dimension_numbers"
     names = f"NC{spatial}", rhs.format(spatial), f"NC{spatial}"

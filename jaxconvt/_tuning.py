@@ -15,6 +15,7 @@ from jaxlib.version import __version__ as jaxlib_version
 from jaxconvt._call import Choice
 from jaxconvt._geometry import Axes, Axis, Size
 from jaxconvt._lowerings import LOWERINGS
+from jaxconvt._words import of_a_file, shorten, show
 
 VERSION = 2  # of the text that `Tuning.dumps` makes
 
@@ -122,11 +123,19 @@ class Tuning:
         return Tuning, tuple([getattr(self, field.name) for field in fields(self)])
 
     def __repr__(self) -> str:
-        return f"<jaxconvt.Tuning of {len(self.picks)} calls on {self.device_kind}>"
+        return f"<jaxconvt.Tuning: {self._counts()} on {self.device_kind}>"
+
+    def _counts(self) -> str:
+        """How many picks there are, and of how many calls: a step has up to three of one."""
+        measurements, layers = len(self.picks), len({pick.case[1:] for pick in self.picks})
+        return (
+            f"{measurements} measurement{'s' * (measurements != 1)} of "
+            f"{layers} layer{'s' * (layers != 1)}"
+        )
 
     def __str__(self) -> str:
         head = (
-            f"{len(self.picks)} calls measured on {self.device_kind} ({self.backend}), "
+            f"{self._counts()} on {self.device_kind} ({self.backend}), "
             f"JAX {self.jax}, jaxlib {self.jaxlib}\n"
             f"{'jax.lax, ms':>11}{'tuned, ms':>11}{'faster':>9}"
         )
@@ -139,8 +148,8 @@ class Tuning:
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 raise ValueError(
-                    f"tunings to be merged must be of one {name}, got {mine!r} and {theirs!r}; "
-                    f"keep one file for each."
+                    f"tunings to be merged must be of one {name}, got {show(mine)} and "
+                    f"{show(theirs)}; keep one file for each."
                 )
         return replace(self, picks=self.picks + other.picks)
 
@@ -197,25 +206,34 @@ class Tuning:
         """
         try:
             data = json.loads(text)
+            json.dumps(data, ensure_ascii=False).encode()  # half a character could not be printed
         except (RecursionError, TypeError, ValueError) as e:
-            raise ValueError(f"text must be what Tuning.dumps made, got no JSON: {e}") from None
-        version = data.get("jaxconvt_tuning") if isinstance(data, dict) else None
+            hint = of_a_file(text) or f": {shorten(str(e))}"
+            raise ValueError(
+                f"text must be what Tuning.dumps made, got no JSON, but {show(text)}{hint}"
+            ) from None
+        if not isinstance(data, dict) or "jaxconvt_tuning" not in data:
+            raise ValueError(
+                f"text must be what Tuning.dumps made, got JSON without its entry "
+                f"'jaxconvt_tuning': {show(data)}"
+            )
+        version = data.pop("jaxconvt_tuning")
         if version != VERSION or type(version) is not int:
             raise ValueError(
                 f"text must be what Tuning.dumps made, of version {VERSION}, got version "
-                f"{version!r}; measure again with jaxconvt.autotune."
+                f"{show(version)}; measure again with jaxconvt.autotune."
             )
         try:
-            del data["jaxconvt_tuning"]
             picks = tuple([_from_json(pick) for pick in data.pop("picks")])
             if len({pick.case for pick in picks}) < len(picks):
                 raise ValueError("a call twice")
             if not all(isinstance(value, str) for value in data.values()):
-                raise TypeError(f"names must be strings, got {data}")
+                raise TypeError(f"names must be strings, got {show(data)}")
             return Tuning(**data, picks=picks)
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as e:
             raise ValueError(
-                f"text must be what Tuning.dumps made, got a wrong or missing entry: {e}"
+                f"text must be what Tuning.dumps made, got a wrong or missing entry: "
+                f"{shorten(str(e), 200)}"
             ) from None
 
 
@@ -241,20 +259,25 @@ def _from_json(data: dict[str, Any]) -> Pick:
     axes = tuple([_typed(Axis, axis) for axis in data.pop("axes")])
     layout = _layout(data.pop("dimension_numbers"), len(axes) + 2)
     choices = tuple([_typed(Choice, choice) for choice in data.pop("choices")])
-    seconds, default_seconds = float(data.pop("seconds")), float(data.pop("default_seconds"))
+    times = [data.pop(name) for name in ("seconds", "default_seconds")]
+    if any(type(time) not in (int, float) for time in times):
+        raise TypeError(f"seconds {show(times[0])} and {show(times[1])}")
+    seconds, default_seconds = map(float, times)
     left_out = data.pop("left_out")
     case = _typed(Case, {"axes": axes, "dimension_numbers": layout, **data})
     if case.what not in TITLES:
-        raise ValueError(f"what {case.what!r}")
+        raise ValueError(f"what {show(case.what)}")
     if len(choices) != (2 if case.what == "gradients" else 1):
         raise ValueError(f"{len(choices)} choices")
     if not isinstance(left_out, list) or not all(isinstance(reason, str) for reason in left_out):
-        raise ValueError(f"left_out {left_out!r}")
+        raise ValueError(f"left_out {show(left_out)}")
     if not all(math.isfinite(s) and s >= 0 for s in (seconds, default_seconds)):
         raise ValueError(f"seconds {seconds} and {default_seconds}")
     sizes = [case.n, case.g, case.i, case.j, *[s for a in axes for s in (a.size, a.taps)]]
     if min(sizes) < 0:
         raise ValueError("a size below 0")
+    if max(sizes) >= 2**63:
+        raise ValueError("a size of more than 64 bits")
     if any(min(a.stride, a.dilation) < 1 for a in axes):
         raise ValueError("a stride or dilation below 1")
     for choice in choices:
@@ -280,7 +303,7 @@ def _typed(kind: Any, data: dict[str, Any]) -> Any:
     for name, type_ in kind.__annotations__.items():
         value = getattr(result, name)
         if type_ in (int, str, bool, Size) and type(value) is not (int if type_ is Size else type_):
-            raise TypeError(f"{name} is {value!r}")
+            raise TypeError(f"{name} is {show(value)}")
     return result
 
 

@@ -1,13 +1,20 @@
 """`autotune` and `Tuning`: what is found, what is picked, and what is kept of it."""
 
+import dataclasses
 import functools
 import json
 import math
 import os
+import pathlib
 import pickle
+import re
+import signal
 import subprocess
 import sys
+import threading
+import time
 import warnings
+from fractions import Fraction
 from unittest import mock
 
 import jax
@@ -178,7 +185,7 @@ class FoundTest(parameterized.TestCase):
             jaxconvt.autotune(f, X, W)
 
     def test_inside_a_trace(self):
-        with self.assertRaisesRegex(TypeError, "outside of jax.jit"):
+        with self.assertRaisesRegex(TypeError, "got a traced value.*: call it outside of jax.jit"):
             jax.jit(lambda x, w: jaxconvt.autotune(conv, x, w))(X, W)
         inside = []
         jax.jit(lambda z: (inside.append(jaxconvt.autotune(conv, X, W, seconds=0)), z)[1])(1.0)
@@ -216,12 +223,35 @@ class FoundTest(parameterized.TestCase):
 
     @parameterized.parameters(
         ({"device": "cpu"}, TypeError, "device must be None or one of jax.devices"),
-        ({"seconds": "1"}, ValueError, "seconds must be a number, 0 at least, got '1'"),
-        ({"seconds": -1}, ValueError, "got -1"),
-    )
+        *[
+            ({"seconds": x}, ValueError, f"^seconds must be a number, 0 at least, got {shown}.$")
+            for x, shown in (
+                ("1", "'1'"), (-1, "-1"), (None, "None"), (True, "True"), (1j, "1j"),
+                (math.nan, "nan"), (np.True_, ".*True.*"), (np.float32("nan"), ".*nan.*"),
+                (-(10**400), "-1000.*"),
+            )
+        ],
+    )  # fmt: skip
     def test_bad_arguments(self, arguments, error, message):
         with self.assertRaisesRegex(error, message):
             jaxconvt.autotune(conv, X, W, **arguments)
+
+    @parameterized.parameters(
+        (2, 2.0), (np.float64(0.5), 0.5), (np.float32(0.5), 0.5), (np.int64(0), 0.0),
+        (Fraction(1, 4), 0.25), (math.inf, math.inf), (10**400, math.inf),
+    )  # fmt: skip
+    def test_seconds(self, given, seconds):
+        self.assertEqual(_autotune._seconds(given), seconds)
+        with mock.patch.object(_race, "fastest", lambda case, *args: (pick(case), args[-1])):
+            self.assertLen(jaxconvt.autotune(conv, X, W, seconds=given).picks, 1)
+
+    @parameterized.parameters((X, W), ("auto", X, W))
+    def test_without_a_function(self, *args):
+        advice = r"f must be a function, got .*; pass .* as in jaxconvt.autotune\(f, lhs, rhs\)"
+        with self.assertRaisesRegex(TypeError, advice):
+            jaxconvt.autotune(*args)
+        with self.assertRaisesRegex(TypeError, r"got a traced value \(float32\[2,12,5,3\]\); pass"):
+            jax.jit(lambda x, w: jaxconvt.autotune(conv(x, w)))(X, W)
 
     def test_installed(self):
         def f(lhs, rhs):
@@ -352,6 +382,39 @@ class PickedTest(parameterized.TestCase):
         with self.assertWarnsRegex(UserWarning, "leaves a call to 'auto': value of .* too large"):
             tuning = tuned(lambda x, w: (conv(x, w), conv(x[:1], w)), X, W)
         self.assertLen(tuning.picks, 1)
+
+    def test_one_of_two_is_too_large(self):
+        original = _race._operands
+
+        def operands(case, device):
+            return original(case, device) if case.n > 1 else np.empty(2**60, np.int8)
+
+        self.enter_context(mock.patch.object(_race, "_operands", operands))
+        with self.assertWarnsRegex(UserWarning, "leaves a call to 'auto': value of .*MemoryError"):
+            tuning = tuned(lambda x, w: (conv(x, w), conv(x[:1], w)), X, W)
+        self.assertLen(tuning.picks, 1)
+        with self.assertRaisesRegex(ValueError, "got none: value of .*MemoryError: Unable to"):
+            tuned(lambda x, w: conv(x[:1], w), X, W)
+
+    def test_interrupted(self):
+        """By a signal, which reaches the main thread alone: no more calls are made."""
+        original, calls, threads = _race._sample, [], set()
+
+        def sample(*args):
+            threads.add(threading.current_thread())
+            if len(calls) == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.2)
+            seconds = original(*args)
+            calls.append(seconds)
+            return seconds
+
+        with mock.patch.object(_race, "_sample", sample), self.assertRaises(KeyboardInterrupt):
+            jaxconvt.autotune(conv, X, W)
+        for thread in threads:
+            thread.join(60)
+        self.assertLen(calls, 1)
+        self.assertLen(jaxconvt.autotune(conv, X, W, seconds=0).picks, 1)
 
     @parameterized.parameters("float8_e4m3fn", "bool")
     def test_operands_of_few_numbers(self, dtype):
@@ -555,7 +618,20 @@ class KeptTest(parameterized.TestCase):
             one | {}
 
     @parameterized.named_parameters(
-        ("nothing", lambda data: None, "version None"),
+        ("nothing", lambda data: {}, "without its entry 'jaxconvt_tuning': {}"),
+        ("a list", lambda data: [data], "without its entry 'jaxconvt_tuning': .{"),
+        ("half a character", lambda data: data | {"device_kind": "\ud800"}, "surrogates not"),
+        ("half a reason", lambda data: changed(data, left_out=["\udc80"]), "surrogates not"),
+        (
+            "long version",
+            lambda data: data | {"jaxconvt_tuning": "1" * 10**6},
+            "version .1{76}[.]",
+        ),
+        ("long dtype", lambda data: changed(data, rhs="x" * 10**6), "data type 'x"),
+        ("long what", lambda data: changed(data, what="x" * 10**6), "what 'x{76}\\.{3}"),
+        ("time in words", lambda data: changed(data, seconds="1.5"), "seconds '1.5' and"),
+        ("time is true", lambda data: changed(data, default_seconds=True), "seconds .* and True"),
+        ("size is huge", lambda data: changed(data, n=2**63), "a size of more than 64 bits"),
         ("newer", lambda data: data | {"jaxconvt_tuning": 3}, "version 3; measure again"),
         ("unknown field", lambda data: data | {"color": "red"}, "color"),
         ("no picks", lambda data: {k: v for k, v in data.items() if k != "picks"}, "picks"),
@@ -566,7 +642,7 @@ class KeptTest(parameterized.TestCase):
         ("size", lambda data: changed(data, n="2"), "n is '2'"),
         ("flag", lambda data: changed(data, flipped=0), "flipped is 0"),
         ("axis", lambda data: changed(data, axes=[{"size": 1}]), "taps"),
-        ("time", lambda data: changed(data, seconds="fast"), "could not convert"),
+        ("time", lambda data: changed(data, seconds="fast"), "seconds 'fast'"),
         ("time is none", lambda data: changed(data, seconds=math.nan), "seconds nan"),
         ("time is huge", lambda data: changed(data, seconds=10**400), "too large"),
         ("time below 0", lambda data: changed(data, default_seconds=-1), "-1.0"),
@@ -582,16 +658,37 @@ class KeptTest(parameterized.TestCase):
     )
     def test_refused(self, change, message):
         data = change(json.loads(self.tuning.dumps()))
-        with self.assertRaisesRegex(ValueError, f"(?s)Tuning.dumps.*{message}"):
+        with self.assertRaisesRegex(ValueError, f"(?s)Tuning.dumps.*{message}") as raised:
             jaxconvt.Tuning.loads(json.dumps(data))
+        self.assertLess(len(str(raised.exception)), 400)
 
     @parameterized.parameters("", "no JSON", None, "[" * 100_000)
     def test_no_json(self, text):
-        with self.assertRaisesRegex(ValueError, "got no JSON"):
+        with self.assertRaisesRegex(ValueError, "got no JSON, but ") as raised:
             jaxconvt.Tuning.loads(text)
+        self.assertNotIn("read the file", str(raised.exception))
+
+    @parameterized.product(
+        path=("tuning.json", "runs/my tuning.txt", pathlib.PurePosixPath("tuning")),
+        function=(jaxconvt.Tuning.loads, jaxconvt.install, jaxconvt.installed),
+    )
+    def test_name_of_a_file(self, path, function):
+        advice = f"; read the file first: jaxconvt.Tuning.loads(Path({str(path)!r}).read_text())"
+        with self.assertRaisesRegex(ValueError, re.escape(advice)):
+            function(path)
 
     def test_shown(self):
-        self.assertEqual(repr(self.tuning), "<jaxconvt.Tuning of 2 calls on cpu>")
+        at = f"on cpu (cpu), JAX {jax.__version__}, jaxlib {jaxlib_version}\n"
+        two, one, none = self.tuning, value_tuning(), dataclasses.replace(self.tuning, picks=())
+        other = tuned(lambda x, w: (conv(x[:1], w), conv(x, w)), X, W)
+        for tuning, counts in (
+            (none, "0 measurements of 0 layers"),
+            (one, "1 measurement of 1 layer"),
+            (two, "2 measurements of 1 layer"),
+            (two | other, "3 measurements of 2 layers"),
+        ):
+            self.assertEqual(repr(tuning), f"<jaxconvt.Tuning: {counts} on cpu>")
+            self.assertStartsWith(str(tuning), f"{counts} {at}")
 
 
 def changed(data, **fields):

@@ -14,7 +14,7 @@ from absl.testing import absltest, parameterized
 from jax import export, lax
 
 import jaxconvt
-from jaxconvt import _compat, conv_transpose
+from jaxconvt import _compat, _spec, conv_transpose
 from tests import util
 
 LHS, RHS = np.zeros((1, 5, 4, 4), np.float32), np.zeros((3, 2, 4, 6), np.float32)
@@ -44,10 +44,10 @@ def kind(name, message, **arguments):
     return Rejected(name, arguments, TypeError, message)
 
 
-def traced(name, shown, arguments):
+def traced(name, shown, arguments, instead="Python numbers"):
     message = (
         f"{name} must be static, known when the function is traced, got a traced value "
-        f"({shown}); pass Python numbers, or mark it static (jax.jit's static_argnames)."
+        f"({shown}); pass {instead}, or mark it static (jax.jit's static_argnames)."
     )
     return Rejected(f"traced {name} {shown}", arguments, TypeError, message)
 
@@ -93,7 +93,12 @@ DTYPES = (
     "lhs and rhs must have the same dtype, got lhs of {} and rhs of {}; convert one of them with "
     ".astype."
 )
-IN_PAIRS = "; to pad both ends alike, pass {}."
+IN_PAIRS = "; to pad both ends alike, pass {}"
+OF_PYTORCH = ", with use_consistent_padding=True if PyTorch's padding is meant."
+BEFORE = (
+    "; pad lhs first by jnp.pad(lhs, pads, mode='{}'), pass 'SAME', and crop strides times as much "
+    "off the result."
+)
 PADDING = (
     "padding must be 'SAME', 'VALID', 'SAME_LOWER', or a sequence of 2 (low, high) pairs of "
     "integers, one for each spatial dimension, got {}."
@@ -120,6 +125,10 @@ AXES = (
 ACCEPTED = (
     "{} must be one that lax.conv_general_dilated accepts for operands of float32, got {}: ..."
 )
+PRECISION = (
+    "precision must be None, one of 'default', 'high', 'highest', 'bfloat16', 'tensorfloat32', "
+    "'float32', a jax.lax.Precision or DotAlgorithmPreset, or a pair, got {}"
+)
 GROUPS = "feature_group_count must be a positive integer, got {}."
 LAYOUT_HINT = "or dimension_numbers that say where rhs has its channels?"
 TRANSPOSED = (
@@ -144,6 +153,7 @@ IMPLEMENTATION = (
     f"implementation must be one of {', '.join(map(repr, jaxconvt.IMPLEMENTATIONS))} or a "
     "jaxconvt.Tuning, got {}."
 )
+TUNING = '{"jaxconvt_tuning": 1}'
 PLAIN = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))  # the default layout
 
 TABLE = [
@@ -159,11 +169,11 @@ TABLE = [
     kind("lhs objects", NUMBERS.format("lhs", "object"), lhs=LHS.astype(object)),
     kind("rhs strings", NUMBERS.format("rhs", "<U32"), rhs=RHS.astype(str)),
     kind("lhs dates", NUMBERS.format("lhs", "datetime64[s]"), lhs=LHS.astype("datetime64[s]")),
-    value("rank 0", RANKS.format("()", "(3, 2, 4, 6)"), lhs=np.float32(1)),
+    kind("rank 0", RANKS.format("()", "(3, 2, 4, 6)"), lhs=np.float32(1)),
     value("rank 1", RANKS.format("(4,)", "(6,)"), lhs=LHS[0, 0, 0], rhs=RHS[0, 0, 0]),
-    value("no batch", RANKS.format("(5, 4, 4)", "(3, 2, 4, 6)") + " Has lhs no batch? Pass "
+    kind("no batch", RANKS.format("(5, 4, 4)", "(3, 2, 4, 6)") + " Has lhs no batch? Pass "
           "lhs[None].", lhs=LHS[0]),
-    value("ranks", RANKS.format("(1, 5, 4, 4)", "(2, 4, 6)"), rhs=RHS[0]),
+    kind("ranks", RANKS.format("(1, 5, 4, 4)", "(2, 4, 6)"), rhs=RHS[0]),
     kind("dtypes", DTYPES.format("float32", "float16"), rhs=RHS.astype(np.float16)),
     kind("integer lhs", DTYPES.format("int32", "float32"), lhs=LHS.astype(np.int32)),
     kind("bfloat16 lhs", DTYPES.format("bfloat16", "float32"), lhs=LHS.astype(jnp.bfloat16)),
@@ -189,15 +199,26 @@ TABLE = [
     negative("output_shape", "non-negative"),
     # padding
     kind("padding none", PADDING.format("None"), padding=None),
-    kind("padding number", PADDING[:-1].format("1") + IN_PAIRS.format("[(1, 1), (1, 1)]"),
-         padding=1),
+    kind("padding number", PADDING[:-1].format("1") + IN_PAIRS.format("[(1, 1), (1, 1)]")
+         + OF_PYTORCH, padding=1),
+    kind("padding number of PyTorch", PADDING[:-1].replace("integers,", "integers or such names,")
+         .format("1") + IN_PAIRS.format("[(1, 1), (1, 1)]") + ".", padding=1,
+         use_consistent_padding=True),
     kind("padding bytes", PADDING.format("b'SAME'"), padding=b"SAME"),
-    kind("padding numbers", PADDING[:-1].format("(1, 2)") + IN_PAIRS.format("[(1, 1), (2, 2)]"),
-         padding=(1, 2)),
+    kind("padding numbers", PADDING[:-1].format("(1, 2)") + IN_PAIRS.format("[(1, 1), (2, 2)]")
+         + OF_PYTORCH, padding=(1, 2)),
     kind("padding mixed", PADDING.format("1 in [(1, 1), 1]"), padding=[(1, 1), 1]),
     value("padding of sides", PADDING.format(f"4: (0, 1, 0, 1){OF_RANK}"), padding=(0, 1, 0, 1)),
     value("padding name", PADDING.format("'FULL'"), padding="FULL"),
     value("padding empty name", PADDING.format("''"), padding=""),
+    *(
+        value(f"padding {name}", PADDING[:-1].format(repr(name)) + BEFORE.format(mode),
+              padding=name)
+        for name, mode in (("CIRCULAR", "wrap"), ("reflect", "reflect"), ("REPLICATE", "edge"))
+    ),
+    value("padding name of others within", PADDING[:-1].replace("integers,", "integers or such "
+          "names,").format("'CIRCULAR' in ['CIRCULAR', (1, 1)]") + BEFORE.format("wrap"),
+          padding=["CIRCULAR", (1, 1)], use_consistent_padding=True),
     value("padding short", PADDING.format(f"1: ((1, 1),){OF_RANK}"), padding=((1, 1),)),
     value("padding long", PADDING.format(f"3: {[(1, 1)] * 3}{OF_RANK}"), padding=[(1, 1)] * 3),
     value("padding single", PADDING.format("(1,) in ((1, 2), (1,))"), padding=((1, 2), (1,))),
@@ -316,25 +337,58 @@ TABLE = [
           "pass dimension_numbers=('NCHW', 'HWIO', 'NCHW')."), transpose_kernel=True,
           lhs=np.zeros((1, 8, 4, 4), np.float32), rhs=np.zeros((8, 3, 5, 8), np.float32)),
     value("channels of groups exchanged", CHANNELS.replace("1, 5", "1, 4").format("4 out",
-          "4 channels", 3, 1, "(4, 3, 5, 5)", 4, 1, " Are the letters I and O of its "
+          "4 channels", 3, 3, "(5, 5, 4, 3)", 4, 1, " Are the letters I and O of its "
           "dimension_numbers exchanged?"), transpose_kernel=True, feature_group_count=2,
-          lhs=np.zeros((1, 4, 4, 4), np.float32), rhs=np.zeros((4, 3, 5, 5), np.float32),
-          dimension_numbers=("NCHW", "IOHW", "NCHW")),
+          lhs=np.zeros((1, 4, 4, 4), np.float32), rhs=np.zeros((5, 5, 4, 3), np.float32),
+          dimension_numbers=("NCHW", "HWIO", "NCHW")),
+    value("channels of PyTorch's groups exchanged", CHANNELS.replace("1, 5", "1, 4").format(
+          "2 in", "4 channels / 2 groups", 4, 0, "(4, 2, 5, 5)", 4, 1, " With groups, rhs has the "
+          "in features of one group. A PyTorch kernel? Pass 'OIHW' with transpose_kernel=True."),
+          lhs=np.zeros((1, 4, 4, 4), np.float32), rhs=np.zeros((4, 2, 5, 5), np.float32),
+          feature_group_count=2, dimension_numbers=("NCHW", "IOHW", "NCHW")),
+    # Of two readings, both: a row of lhs is as long as the kernel, as in a DCGAN's first layer.
+    value("channels of Keras's kernel or PyTorch's", CHANNELS.replace("1, 5", "1, 3").format("4 in",
+          "4 channels", 6, 2, "(3, 2, 6, 4)", 4, 3, TRANSPOSED + " Is rhs PyTorch's? If so, pass "
+          "dimension_numbers=('NCHW', 'OIHW', 'NCHW') and transpose_kernel=True."),
+          lhs=np.zeros((1, 3, 4, 4), np.float32), rhs=FORWARD),
+    # Not "channels first": they are last, too.
+    value("channels of PyTorch's kernel, square", CHANNELS.replace("1, 5", "1, 4").format("4 in",
+          "4 channels", 3, 2, "(4, 6, 3, 2)", 4, 3, " Are they in axis 0 of rhs? If so, say so by "
+          "dimension_numbers; PyTorch's kernels are 'OIHW' with transpose_kernel=True."),
+          lhs=np.zeros((1, 4, 4, 4), np.float32), rhs=np.zeros((4, 6, 3, 2), np.float32)),
+    value("channels of PyTorch's kernel in 1-D", "rhs must have 4 in features, as lhs has 4 "
+          "channels, got 6 in axis 1 of rhs (4, 6, 3) against 4 in axis 2 of lhs (1, 5, 4). Are "
+          "they in axis 0 of rhs? If so, say so by dimension_numbers; PyTorch's kernels are 'OIH' "
+          "with transpose_kernel=True.", lhs=LHS[:, :, 0], rhs=np.zeros((4, 6, 3), np.float32),
+          strides=(2,)),
+    value("channels of no spatial dimension", "rhs must have 4 out features, as lhs has 4 "
+          "channels, got 6 in axis 1 of rhs (4, 6) against 4 in axis 1 of lhs (1, 4)."
+          + NOT_TRANSPOSED, lhs=LHS[:, 0, 0], rhs=RHS[0, 0], strides=(), transpose_kernel=True),
     # Yes or no.
     *(
         row
         for name in ("transpose_kernel", "use_consistent_padding")
         for row in (
-            kind(f"{name} array", f"{name} must be True or False, got array([ True, False]).",
-                 **{name: np.array([True, False])}),
-            traced(name, "int32[]", lambda t, name=name: {name: t}),
+            *(
+                kind(f"{name} {x!r}", f"{name} must be True or False, got {x!r}.", **{name: x})
+                for x in ("no", "False", "", None, 2, -1, 1.0, [True], (), np.array("no"),
+                          np.array([True, False]), np.float32(1), np.array([True]))
+            ),
+            kind(f"{name} key", f"{name} must be True or False, got ...", **{name: KEY}),
+            traced(name, "bool[]", lambda t, name=name: {name: t > 0}, "Python's True or False"),
         )
     ),
     # precision and preferred_element_type
-    value("precision name", ACCEPTED.format("precision", "'best'"), precision="best"),
+    value("precision name", PRECISION.format("'best'."), precision="best"),
+    value("precision empty", PRECISION.format("''."), precision=""),
+    value("precision misspelt", PRECISION.format("'higest'; did you mean 'highest'?"),
+          precision="higest"),
+    value("precision in capitals", PRECISION.format("('HIGH', None); did you mean 'high'?"),
+          precision=("HIGH", None)),
     value("precision number", ACCEPTED.format("precision", "3"), precision=3),
     value("precision single", ACCEPTED.format("precision", "('high',)"), precision=["high"]),
-    traced("precision", "int32[]", lambda t: {"precision": t}),
+    traced("precision", "int32[]", lambda t: {"precision": t},
+           "a string or a jax.lax.Precision"),
     kind("preferred narrow", ACCEPTED.format("preferred_element_type", "'float16'"),
          preferred_element_type="float16"),
     kind("preferred integer", ACCEPTED.format("preferred_element_type", "dtype('int32')"),
@@ -343,7 +397,8 @@ TABLE = [
          preferred_element_type="float33"),
     kind("preferred list", ACCEPTED.format("preferred_element_type", "[1]"),
          preferred_element_type=[1]),
-    traced("preferred_element_type", "int32[]", lambda t: {"preferred_element_type": t}),
+    traced("preferred_element_type", "int32[]", lambda t: {"preferred_element_type": t},
+           "a dtype"),
     # The output's size.
     value("output_padding of stride", OUTPUT_PADDING.format(2, 2, 1, (1, 2)),
           output_padding=(1, 2)),
@@ -376,10 +431,19 @@ TABLE = [
     value("implementation name", IMPLEMENTATION.format("'fast'"), implementation="fast"),
     value("implementation explained", IMPLEMENTATION[:-1].format("'col2im in 4 chunks'")
           + "; pass 'col2im', which picks its form itself.", implementation="col2im in 4 chunks"),
+    value("implementation as text", IMPLEMENTATION[:-1].format(repr(TUNING))
+          + "; pass jaxconvt.Tuning.loads of that text.", implementation=TUNING),
     value("implementation none", IMPLEMENTATION.format("None"), implementation=None),
     value("implementation array", IMPLEMENTATION.format("array(['a', 'b'], dtype='<U1')"),
           implementation=np.array(["a", "b"])),
-    traced("implementation", "int32[]", lambda t: {"implementation": t}),
+    traced("implementation", "int32[]", lambda t: {"implementation": t},
+           "a string or a jaxconvt.Tuning"),
+    *(
+        value(f"implementation of a file {path!r}", IMPLEMENTATION[:-1].format(repr(path))
+              + f"; read the file first: jaxconvt.Tuning.loads(Path({str(path)!r}).read_text()).",
+              implementation=path)
+        for path in ("tuning.json", "../a b/c.txt", pathlib.PurePosixPath("tuning"))
+    ),
 ]  # fmt: skip
 
 
@@ -419,6 +483,11 @@ def traceable(x):
     return isinstance(x, jax.Array) or (isinstance(x, np.ndarray) and x.dtype.kind not in "OUM")
 
 
+MISSING = "{} must be given, such as {}, got "
+STRIDES_PADDING = MISSING.format("strides and padding", "strides=(2, 2), padding='SAME'")
+UNKNOWN = "conv_transpose() got an unexpected keyword argument '{}'; did you mean {}?"
+
+
 class ErrorsTest(parameterized.TestCase):
     @parameterized.named_parameters((row.name, row) for row in TABLE)
     def test_rejected(self, row):
@@ -436,6 +505,11 @@ class ErrorsTest(parameterized.TestCase):
             ("implementaton", "; did you mean implementation?"),
             ("bias", "; add it to the result"),
             ("colour", ""),
+            ("dilation_rate", "; did you mean rhs_dilation?"),
+            ("pad", "; did you mean padding?"),
+            ("impl", "; did you mean implementation?"),
+            ("kernel_size", "; rhs has that size"),
+            ("padding_mode", "; pad lhs first, by jnp.pad"),
         ),
         function=(jaxconvt.conv_transpose, jaxconvt.explain),
     )
@@ -445,6 +519,98 @@ class ErrorsTest(parameterized.TestCase):
             function(LHS, RHS, (2, 2), "SAME", **{name: 2})
         expected = f"conv_transpose() got an unexpected keyword argument {name!r}{meant}"
         self.assertEqual(str(raised.exception), expected)
+
+    @parameterized.product(
+        case=(
+            ((LHS, RHS), {}, STRIDES_PADDING + "only lhs and rhs."),
+            ((LHS, RHS, (2, 2)), {},
+             MISSING.format("padding", "padding='SAME'") + "only lhs, rhs and strides."),
+            ((LHS, RHS), {"padding": "SAME"},
+             MISSING.format("strides", "strides=(2, 2)") + "only lhs, rhs and padding."),
+            ((), {}, "lhs, rhs, " + STRIDES_PADDING + "no argument."),
+            ((LHS, RHS), {"stride": 2, "pad": 1}, UNKNOWN.format("stride", "strides")),
+            ((LHS, RHS), {"stride": 2}, UNKNOWN.format("stride", "strides")
+             + " (padding must be given, too)"),
+            ((LHS, RHS, (2, 2)), {"pad": 1}, UNKNOWN.format("pad", "padding")),
+            ((), {"input": LHS, "weight": RHS, "stride": 2, "padding": 1},
+             UNKNOWN.format("input", "lhs")),
+        ),
+        function=(jaxconvt.conv_transpose, jaxconvt.explain),
+    )  # fmt: skip
+    def test_arguments_that_are_missing(self, case, function):
+        given, named, expected = case
+        with self.assertRaises(TypeError) as raised:
+            function(*given, **named)
+        self.assertEqual(str(raised.exception), expected)
+        self.assertTrue(raised.exception.__suppress_context__)
+
+    def test_too_many_arguments(self):
+        with self.assertRaisesRegex(TypeError, "positional arguments"):
+            conv_transpose(*[None] * 11)
+        with self.assertRaisesRegex(TypeError, "multiple values for argument 'strides'"):
+            conv_transpose(LHS, RHS, (2, 2), "SAME", strides=(2, 2))
+
+    @parameterized.product(
+        name=("transpose_kernel", "use_consistent_padding"),
+        flag=(0, 1, np.int32(0), np.True_, np.False_, np.array(True), "jax"),
+    )
+    def test_flags(self, name, flag):
+        flag = jnp.array(False) if flag == "jax" else flag
+        call = functools.partial(conv_transpose, LHS, RHS[:, :, :, :4], (2, 2), ((1, 0), (0, 1)))
+        got, want = (
+            str(jax.make_jaxpr(functools.partial(call, **{name: x}))()) for x in (flag, bool(flag))
+        )
+        self.assertEqual(got, want)
+
+    @parameterized.parameters(*lax.DotAlgorithmPreset.__members__, *_spec._PRECISIONS, "fastest")
+    def test_precisions(self, name):
+        _spec.check_precision(name)
+        _spec.check_precision((None, name))
+
+    @parameterized.product(
+        n=(1, 2, 3), groups=(1, 2), transposed=(True, False), first=(True, False)
+    )
+    def test_kernel_of_pytorch(self, n, groups, transposed, first):
+        """As 'IOHW' it is refused if it is seen, and the advice is right."""
+        spatial, sizes = ("H", "HW", "DHW")[n - 1], (5, 4, 3)[:n]
+        x = util.random("x", (2, 4, *sizes))
+        kernel = util.random("w", (4, 3, *(3,) * n))
+        layout = f"NC{spatial}" if first else f"N{spatial}C"
+        x = x if first else np.moveaxis(x, 1, -1)
+
+        def call(letters, transpose_kernel):
+            return conv_transpose(
+                x, kernel, (2,) * n, [(1, 1)] * n, None, (layout, letters + spatial, layout),
+                transpose_kernel, use_consistent_padding=True, feature_group_count=groups,
+            )  # fmt: skip
+
+        if transposed or groups > 1:  # else it fits, and is another kernel
+            advice = f" A PyTorch kernel\\? Pass 'OI{spatial}' with transpose_kernel=True"
+            with self.assertRaisesRegex(ValueError, advice):
+                call("IO", transposed)
+
+        def forward(z):
+            return lax.conv_general_dilated(
+                z, kernel, (2,) * n, [(1, 1)] * n,
+                dimension_numbers=(layout, "OI" + spatial, layout), feature_group_count=groups,
+            )  # fmt: skip
+
+        got = call("OI", True)
+        transpose = jax.linear_transpose(forward, jax.ShapeDtypeStruct(got.shape, got.dtype))
+        np.testing.assert_allclose(got, transpose(x)[0], rtol=1e-5, atol=1e-5)
+
+    def test_padding_before(self):
+        """As the error says for 'CIRCULAR': what is rolled before is rolled after."""
+        x, w, s = util.random("x", (1, 6, 2)), util.random("w", (5, 2, 3)), 2
+
+        def circular(x):
+            padded = jnp.pad(x, ((0, 0), (2, 2), (0, 0)), mode="wrap")
+            return conv_transpose(padded, w, (s,), "SAME")[:, 2 * s : -2 * s]
+
+        out = circular(x)
+        self.assertEqual(out.shape, (1, 12, 3))
+        rolled = circular(np.roll(x, 1, 1))
+        np.testing.assert_allclose(rolled, np.roll(out, s, 1), rtol=1e-5, atol=1e-5)
 
     def test_no_assert_statements(self):
         # `python -O` strips them: nothing may hang on one.

@@ -3,10 +3,16 @@
 import contextlib
 import copy
 import functools
+import gc
+import importlib
+import importlib.util
 import inspect
 import pickle
 import re
+import sys
 import threading
+import warnings
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +22,7 @@ from jax import lax
 from jax.example_libraries import stax
 
 import jaxconvt
+from jaxconvt import _compat, _install
 from tests import util
 
 # As it is before anything is installed.
@@ -138,6 +145,8 @@ class InstallTest(parameterized.TestCase):
         {"lhs_dilation": (2, 0)},
         {"lhs_dilation": (2,)},
         {"abacus": 1},
+        {"rhs": np.ones((4, 3, 4), np.float32)},
+        {"lhs": np.ones((4, 6, 5), np.float32)},
     )
     def test_what_jax_takes_or_refuses_is_its_own(self, **changed):
         x, w = util.random("x", (2, 4, 6, 5)), util.random("w", (6, 4, 3, 4))
@@ -145,10 +154,10 @@ class InstallTest(parameterized.TestCase):
 
         def outcome():
             arguments = {"window_strides": (1, 1), "padding": ((1, 1), (1, 1))}
-            arguments |= {"lhs_dilation": (2, 3), **changed}
+            arguments |= {"lhs": x, "rhs": w, "lhs_dilation": (2, 3), **changed}
             arguments |= {k: iter(v) for k, v in iterators.items()}
             try:
-                return lax.conv_general_dilated(x, w, **arguments).shape
+                return lax.conv_general_dilated(**arguments).shape
             except Exception as e:
                 return type(e), str(e)[:60]  # then where it was
 
@@ -212,9 +221,8 @@ class InstallTest(parameterized.TestCase):
         jaxconvt.install("col2im")
         with self.assertRaisesRegex(ValueError, "implementation must be one of 'dilated', "):
             jaxconvt.install(name)
-        context = jaxconvt.installed(name)
-        with self.assertRaisesRegex(ValueError, "implementation must be"), context:
-            self.fail("the block was entered")
+        with self.assertRaisesRegex(ValueError, "implementation must be"):
+            jaxconvt.installed(name)
         self.assert_installed("col2im")
 
     def test_nesting(self):
@@ -299,9 +307,197 @@ class InstallTest(parameterized.TestCase):
         self.assertEqual(lowered(ours), programs()["dilated"])
 
     @EACH
+    def test_without_strides(self, implementation):
+        """jax.lax reads strides where padding follows from them; else None means 1."""
+        x, w = operands()
+        swapped = np.swapaxes(w, 2, 3)
+        calls = [
+            (x, w, None, [(1, 1), (2, 0)]),
+            (x, w, None, [(1, 1), (2, 0)], (2, 1)),
+            (x, w, None, "same"),
+            (x, swapped, None, [(1, 1), (2, 0)], None, None, True),
+        ]
+        want = [ORIGINAL(*call) for call in calls]
+        jaxconvt.install(implementation)
+        for call, out in zip(calls, want, strict=True):
+            util.assert_bits(lax.conv_transpose(*call), out)
+            util.assert_bits(jaxconvt.conv_transpose(*call, implementation=implementation), out)
+            self.assertTrue(jaxconvt.explain(*call).choices)
+        for padding, more in (("SAME", {}), ("VALID", {}), ([(1, 1)] * 2, CONSISTENT)):
+            with self.assertRaisesRegex(TypeError, "strides must be a sequence .* got None"):
+                lax.conv_transpose(x, w, None, padding, **more)
+
+    @parameterized.parameters(
+        ((5, 4, 3), (4, 3, 3, 2)), ((2, 5, 4, 3), (4, 3, 2)), ((2, 5, 4, 3), (2,))
+    )
+    def test_other_ranks(self, lhs, rhs):
+        """As jax.lax where it speaks: an assert comes before, without words."""
+        x, w = np.zeros(lhs), np.zeros(rhs)
+        for _ in range(2):
+            with self.assertRaisesRegex(TypeError, "lhs and rhs"):
+                lax.conv_general_dilated(x, w, (1, 1), [(1, 1)] * 2, (2, 2))
+            jaxconvt.install()
+        with self.assertRaisesRegex(TypeError, "lhs and rhs must have the same rank"):
+            lax.conv_transpose(x, w, (2, 2), "SAME")
+
+    @EACH
     def test_a_call_may_say_otherwise(self, implementation):
         jaxconvt.install("col2im")
         self.assertEqual(lowered(implementation=implementation), programs()[implementation])
+
+
+CONSISTENT = {"use_consistent_padding": True}
+
+
+def wrapping(function):
+    return functools.wraps(function)(lambda *args, **kwargs: function(*args, **kwargs))
+
+
+def partial_like(function):
+    return functools.update_wrapper(functools.partial(function), function)
+
+
+def mocking(function):
+    return mock.MagicMock(wraps=function)
+
+
+class OthersTest(parameterized.TestCase):
+    """Other code replaces functions of jax.lax, too."""
+
+    NAMES = ("conv_transpose", "conv_general_dilated")
+
+    def setUp(self):
+        super().setUp()
+        for name in self.NAMES:
+            self.addCleanup(setattr, lax, name, JAX_LAX[name])
+        self.addCleanup(jaxconvt.uninstall)
+
+    def assert_now(self, **functions):
+        for name in self.NAMES:
+            self.assertIs(getattr(lax, name), functions.get(name, JAX_LAX[name]), name)
+
+    @parameterized.product(name=NAMES, patch=(wrapping, partial_like, mocking))
+    def test_replaced_within_a_block(self, name, patch):
+        with jaxconvt.installed():
+            theirs = patch(getattr(lax, name))
+            setattr(lax, name, theirs)
+        self.assert_now(**{name: theirs})
+        with jaxconvt.installed():
+            self.assertEqual(lax.conv_transpose.__module__, "jaxconvt")
+            self.assertIsNot(getattr(lax, name), theirs)
+        self.assert_now(**{name: theirs})
+
+    @parameterized.product(name=NAMES, patch=(wrapping, partial_like, mocking))
+    def test_replaced_while_installed(self, name, patch):
+        jaxconvt.install()
+        ours = getattr(lax, name)
+        theirs = patch(ours)
+        setattr(lax, name, theirs)
+        jaxconvt.uninstall()
+        self.assert_now(**{name: theirs})
+        setattr(lax, name, ours)  # as who takes a patch back does, however late
+        jaxconvt.uninstall()
+        self.assert_now()
+
+    @parameterized.parameters(*NAMES)
+    def test_replaced_between_two_blocks(self, name):
+        with jaxconvt.installed("col2im"):
+            theirs = wrapping(getattr(lax, name))
+            setattr(lax, name, theirs)
+            with jaxconvt.installed("polyphase"):
+                self.assertIsNot(getattr(lax, name), theirs)
+            self.assertIs(getattr(lax, name), theirs)
+        self.assert_now(**{name: theirs})
+
+    def test_replaced_before(self):
+        for name in self.NAMES:
+            setattr(lax, name, wrapping(JAX_LAX[name]))
+        theirs = {name: getattr(lax, name) for name in self.NAMES}
+        jaxconvt.install()
+        self.assertEqual(lax.conv_transpose.__module__, "jaxconvt")
+        jaxconvt.uninstall()
+        self.assert_now(**theirs)
+
+    def test_calls_are_passed_on_to_what_was_there(self):
+        x, w = np.ones((1, 1, 5), np.float32), np.ones((1, 1, 3), np.float32)
+        lax.conv_general_dilated = theirs = mocking(JAX_LAX["conv_general_dilated"])
+        with jaxconvt.installed():
+            lax.conv_general_dilated(x, w, (1,), "SAME")
+            self.assertEqual(theirs.call_count, 1)
+            lax.conv_general_dilated(x, w, (1,), [(1, 1)], (2,))
+            self.assertEqual(theirs.call_count, 1)
+        lax.conv_general_dilated(x, w, (1,), "SAME")
+        self.assertEqual(theirs.call_count, 2)
+
+    def test_a_patch_that_is_taken_back(self):
+        for start in (jaxconvt.installed("col2im"), jaxconvt.installed("polyphase")):
+            with start:
+                before = lax.conv_transpose
+                with mock.patch.object(lax, "conv_transpose", wrapping(before)):
+                    pass
+                self.assertIs(lax.conv_transpose, before)
+            self.assert_now()
+
+    def test_reloaded(self):
+        with jaxconvt.installed("col2im"):
+            importlib.reload(_install)
+            self.assertEqual(lax.conv_transpose.__module__, "jaxconvt")
+        self.assert_now()
+        jaxconvt.install("col2im")
+        importlib.reload(_install)
+        jaxconvt.install("polyphase")
+        jaxconvt.uninstall()
+        self.assert_now()
+
+    def test_imported_twice(self):
+        jaxconvt.install("col2im")
+        second = another(_install)
+        # It does not take ours for JAX's.
+        self.assertIs(another(_compat).conv_general_dilated, JAX_LAX["conv_general_dilated"])
+        with second.installed("polyphase"):
+            self.assertEqual(lowered(), programs()["polyphase"])
+        second.uninstall()
+        self.assert_now()
+        jaxconvt.uninstall()
+        self.assert_now()
+
+
+def another(module):
+    """The same module, as if imported once more."""
+    spec = importlib.util.find_spec(module.__name__)
+    result = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(result)
+    return result
+
+
+class UnusedTest(absltest.TestCase):
+    def test_without_a_block(self):
+        with self.assertWarnsRegex(UserWarning, "with jaxconvt.installed.*install") as caught:
+            jaxconvt.installed()
+        self.assertEqual(caught.filename, __file__)
+        self.assertIs(lax.conv_transpose, ORIGINAL)
+
+    def test_with_one(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # which `__del__` can only print
+            with mock.patch.object(sys, "unraisablehook") as printed:
+                with jaxconvt.installed():
+                    pass
+                with contextlib.ExitStack() as stack:
+                    stack.enter_context(jaxconvt.installed())
+                with self.assertRaises(ValueError):
+                    jaxconvt.installed("fast")
+                jaxconvt.installed()(call)
+                gc.collect()
+            printed.assert_not_called()
+
+    def test_entered_again(self):
+        block = jaxconvt.installed("col2im")
+        with block, block:
+            self.assertEqual(lax.conv_transpose.__module__, "jaxconvt")
+        with block:
+            self.assertEqual(lax.conv_transpose.__module__, "jaxconvt")
+        self.assertIs(lax.conv_transpose, ORIGINAL)
 
 
 class SignatureTest(parameterized.TestCase):
@@ -471,6 +667,16 @@ class ThreadsTest(absltest.TestCase):
                     np.testing.assert_array_equal(call(lhs, rhs), want)
 
         self.run_together(*[functools.partial(worker, i) for i in util.IMPLEMENTATIONS * 2])
+
+    def test_one_block_of_several_threads(self):
+        block = jaxconvt.installed("dilated")
+
+        def worker():
+            for _ in range(1000):
+                with block:
+                    self.assertEqual(lax.conv_transpose.__module__, "jaxconvt")
+
+        self.run_together(*[worker] * 4)
 
 
 class StaxTest(parameterized.TestCase):

@@ -62,7 +62,7 @@ class Gpu(Cost):
         if work.products:
             # Each product copies its part of the kernel and its patches, and adds up its result. A
             # gradient first copies windows of the cotangent, then puts them in the product's order.
-            copied = 2 * call.rhs_bytes + 2 * work.patches + work.made
+            copied: float = 2 * call.rhs_bytes + 2 * work.patches + work.made
             copies = work.products * (4 if work.patches else 3) - 1
             if not work.made:  # nothing is folded, and a kernel that is reversed is as it should be
                 copies = (not call.flipped) + (call.face == "lhs")
