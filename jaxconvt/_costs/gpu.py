@@ -11,7 +11,7 @@ from typing import NamedTuple
 from jaxconvt._call import Call, Convolution, Work
 from jaxconvt._costs._interface import Cost
 from jaxconvt._geometry import dilate, runs
-from jaxconvt._lowerings.strided import uneven, why_no_library_call
+from jaxconvt._lowerings.strided import exchanged, uneven, why_no_library_call
 
 
 class Device(NamedTuple):
@@ -36,6 +36,9 @@ START = 3e-6  # seconds to start an operation
 # XLA splits a sum of so many terms in `SPLIT` parts, if it has fewer results than that.
 LONG, FEW, SPLIT = 512, 132 * 64 * 64, 8
 ZEROS = 4  # times as much for windows that are zeros but for one pixel; a guess
+# What an H200's clock said of XLA's convolutions over zeros: 4 to 340 times their roofline where
+# one side has three channels or fewer, or where there are groups, 2 times where both have 32.
+SLOW = 16
 VECTOR = 10  # times as much for multiply-adds that are no products of matrices
 
 
@@ -87,15 +90,27 @@ class Gpu(Cost):
 
     def _convolution(self, call: Call, work: Work, made: Convolution) -> float:
         """With copies to cuDNN's order: of the kernel, and in 3-D (channels first) of the rest."""
-        stuffed, several = self._stuffed(call, made), work.made > 0
+        stuffed, parts = self._stuffed(call, made), work.made > 0
         to_channels_first = len(call.axes) > 2 and not call.taps_last
         lhs, flops = call.lhs_bytes, made.flops
-        if call.one_pixel:
+        if call.one_pixel and call.face == "out" and call.extent("out") >= call.extent("taps"):
             flops = ZEROS * call.stuffed_flops
-        copies = [(1, 2 * call.rhs_bytes)]  # how many, and the bytes of all together
+        copies = [(0, 0)]  # how many, and the bytes of all together
+        # An exchange of channels is no copy where one side has one, but for cuDNN's gradients.
+        if work.rearranged or min(call.i, call.j) > 1 or made.form.endswith("gradient"):
+            copies.append((1, 2 * call.rhs_bytes))
+        # Batch and channels are exchanged, where cuDNN's own call is not to be had.
+        exchange = made.form == "kernel gradient" or (call.one_pixel and call.face == "rhs")
+        if exchange and len(call.axes) < 3 and call.n > 1 < call.extent("taps"):
+            if call.j > 1:
+                copies.append((1, 2 * call.out_bytes))
+            if call.i > 1 and not stuffed:
+                copies.append((1, 2 * call.lhs_bytes))
         if call.taps_last and work.rearranged:  # the reverse is apart from that
             copies.append((1, 2 * call.rhs_bytes))
-        if stuffed:
+        if call.face == "out" and exchanged(call):
+            flops = call.stuffed_flops * call.extent("size") / call.extent("taps")
+        elif stuffed:
             lhs, flops = call.stuffed_bytes, call.stuffed_flops
             copies.append((1, call.lhs_bytes + lhs))
             if call.taps_last and len(call.axes) < 3:  # the transpose that `seconds` counts is this
@@ -104,17 +119,22 @@ class Gpu(Cost):
             copies.append((made.calls, 2 * lhs))
         if to_channels_first and call.j > 1:
             copies.append((made.calls, 2 * call.out_bytes))
-        if not (stuffed or to_channels_first or several) and uneven(call):
+        if not (stuffed or to_channels_first or parts) and uneven(call):
             copies.append((1, 2 * call.out_bytes))
-        if call.kernel_dilated and not several:  # the kernel is filled up with zeros
+        if call.kernel_dilated and not parts:  # the kernel is filled up with zeros
             flops *= math.prod([dilate(a.taps, a.dilation) / a.taps for a in call.axes])
             copies.append((1, 0))
-        if several:  # each result is copied to its place
+        if parts:  # each result is copied to its place
             copies.append((3 * made.calls - 1 + (call.face == "lhs"), 2 * made.calls * work.made))
         started, copied = (sum(counts) for counts in zip(*copies, strict=True))
         time: float = started * START + copied * self.byte + (made.calls - 1) * START
         moved = call.rhs_bytes + call.out_bytes + made.calls * lhs
-        return time + self._operation(call, moved, flops)
+        slow = 1.0
+        if stuffed:
+            slow = SLOW if call.g > 1 else max(SLOW / min(call.i, call.j), 1.0)
+        if made.form == "kernel gradient":
+            slow = max(slow, 2.0)
+        return time + slow * self._operation(call, moved, flops)
 
     def convolution(self, call: Call, made: Convolution) -> str:
         if self._stuffed(call, made):

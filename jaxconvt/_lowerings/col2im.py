@@ -134,17 +134,18 @@ def _made(call: Call, gathered: int) -> _Made:
         temp += call.lhs_bytes  # transposed
     if any(len(runs(a)) > 1 for a in scattered):
         temp += seen * (4 if call.face == "out" else 3) // 2
-    elif gathered or _interleaved(scattered):
+    elif gathered or _rearranged(scattered):
         temp += seen
     else:
         seen = 0
     return _Made(products, patches, seen, temp)
 
 
-def _interleaved(axes: Axes) -> bool:
-    """Whether [a.., b..] is not [a, b, a, b, ..] as it is, with taps b in one row."""
+def _rearranged(axes: Axes) -> bool:
+    """Whether Y, [a.., b..] with taps b in one row, is not the output, [a, b, a, b, ..]."""
     return any(
-        axis.taps > 1 and any(later.size > 1 for later in axes[at + 1 :])
+        axis.out != axis.size * axis.taps
+        or (axis.taps > 1 and any(later.size > 1 for later in axes[at + 1 :]))
         for at, axis in enumerate(axes)
     )
 

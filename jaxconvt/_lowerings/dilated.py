@@ -28,7 +28,8 @@ class Dilated(Lowering):
             form = "kernel gradient"
         elif call.face == "lhs":
             form, windows = "forward", window_bytes(points, call.j, call.itemsize)
-            rearranged = 0 if call.flipped else call.rhs_bytes
+            # A reverse of taps that are last joins the transpose that comes first.
+            rearranged = 0 if call.flipped or call.taps_last else call.rhs_bytes
             if any(a.taps < a.stride for a in call.axes):  # the cotangent is cropped first
                 patches = call.out_bytes
         elif not call.strided:

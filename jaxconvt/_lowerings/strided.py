@@ -12,6 +12,7 @@ XLA looks for these forms on GPU (see `why_no_library_call`). The filter gradien
 autodiff would make it from the value, with the zeros of a dilated lhs in it.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -64,9 +65,11 @@ class Strided(Lowering):
             shape = (lhs.shape[0], *[t.axis.out for t in trimmed], g * j)
             out = zeros(shape, how.preferred_element_type, lhs, rhs)
         else:
-            # XLA looks for an explicit reverse here, and makes it part of cuDNN's call. Two in a
-            # row would cancel, so a transpose that is free keeps that of `_kernel` apart.
             kernel = lax.reshape(_kernel(rhs, call), rhs.shape)
+            if call.platform in ("cuda", "rocm") and not call.flipped:
+                # XLA looks for an explicit reverse below, and makes it part of cuDNN's call. It
+                # would cancel that of `_kernel`.
+                kernel = lax.optimization_barrier(kernel)
             kernel = lax.transpose(kernel, (*range(n), n, n + 2, n + 1))
             kernel = lax.reshape(kernel, (*kernel.shape[:n], g * j, i))
             out = conv_general_dilated(
@@ -123,9 +126,19 @@ def why_no_library_call(call: Call) -> str:
         return "cuDNN's convolutions are of floating-point numbers"
     if call.kernel_dilated:
         return "XLA takes a dilated kernel for no gradient of a convolution"
+    if call.face == "out" and exchanged(call):
+        return "XLA exchanges the operands where the kernel is larger than lhs"
     if call.face == "out" and call.g > 1:
         return "XLA takes no convolution with groups for an input gradient"
     return ""
+
+
+def exchanged(call: Call) -> bool:
+    """Whether XLA makes lhs the kernel of the value, and rhs what it is applied to."""
+    pixels = [axis.size == 1 and axis.out >= axis.taps for axis in call.axes]
+    others = [axis for axis, pixel in zip(call.axes, pixels, strict=True) if not pixel]
+    larger = math.prod([a.taps for a in others]) > math.prod([a.size for a in others])
+    return larger and call.g == 1
 
 
 def uneven(call: Call) -> bool:
