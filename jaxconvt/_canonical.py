@@ -9,7 +9,6 @@ and its in features j. Otherwise its in features are i, and its out features [g,
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
@@ -18,21 +17,31 @@ def canonical(
     array: str, x: jax.Array, dn: lax.ConvDimensionNumbers, flipped: bool, groups: int
 ) -> jax.Array:
     """The user's "lhs", "rhs" or "out" as the primitive has it."""
-    x = lax.transpose(x, _order(array, dn, flipped))
-    if array != "rhs" or not flipped:
-        x = x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
-        return jnp.moveaxis(x, -2, -3) if array == "rhs" else x
-    return x.reshape(*x.shape[:-2], groups, x.shape[-2] // groups, x.shape[-1])
+    x = _transpose(x, _order(array, dn, flipped))
+    axis, to = _axes_of_groups(array, x.ndim, flipped)
+    if groups == 1:
+        return lax.reshape(x, (*x.shape[:to], 1, *x.shape[to:]))
+    split = *x.shape[:axis], groups, x.shape[axis] // groups, *x.shape[axis + 1 :]
+    return _move(lax.reshape(x, split), axis, to)
 
 
 def users(array: str, x: jax.Array, dn: lax.ConvDimensionNumbers, flipped: bool) -> jax.Array:
     """The primitive's "lhs", "rhs" or "out" as the user has it."""
-    if array != "rhs" or not flipped:
-        x = jnp.moveaxis(x, -3, -2) if array == "rhs" else x
-        x = x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
+    axis, at = _axes_of_groups(array, x.ndim - 1, flipped)
+    if x.shape[at] == 1:
+        x = lax.reshape(x, (*x.shape[:at], *x.shape[at + 1 :]))
     else:
-        x = x.reshape(*x.shape[:-3], x.shape[-3] * x.shape[-2], x.shape[-1])
-    return lax.transpose(x, np.argsort(_order(array, dn, flipped)))
+        x = _move(x, at, axis)
+        merged = *x.shape[:axis], x.shape[axis] * x.shape[axis + 1], *x.shape[axis + 2 :]
+        x = lax.reshape(x, merged)
+    return _transpose(x, np.argsort(_order(array, dn, flipped)))
+
+
+def _axes_of_groups(array: str, ndim: int, flipped: bool) -> tuple[int, int]:
+    """Where groups are in an array of `ndim` axes: merged, in the primitive's order, and apart."""
+    if array == "rhs":
+        return (ndim - 2 if flipped else ndim - 1), ndim - 2
+    return ndim - 1, ndim - 1
 
 
 def _order(array: str, dn: lax.ConvDimensionNumbers, flipped: bool) -> Sequence[int]:
@@ -42,3 +51,13 @@ def _order(array: str, dn: lax.ConvDimensionNumbers, flipped: bool) -> Sequence[
         return (*spatial, o, i) if flipped else (*spatial, i, o)
     batch, channels, *spatial = dn.lhs_spec if array == "lhs" else dn.out_spec
     return batch, *spatial, channels
+
+
+def _move(x: jax.Array, axis: int, to: int) -> jax.Array:
+    order = [at for at in range(x.ndim) if at != axis]
+    return _transpose(x, (*order[:to], axis, *order[to:]))
+
+
+def _transpose(x: jax.Array, order: Sequence[int]) -> jax.Array:
+    """Each operation costs something where no program is compiled: not one for nothing."""
+    return x if list(order) == list(range(x.ndim)) else lax.transpose(x, order)
