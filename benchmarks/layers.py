@@ -531,8 +531,8 @@ def mean(rows: Sequence[Row], figures: Figures) -> tuple[float, ...]:
     return statistics.median(means), min(means), max(means)
 
 
-def mean_text(means: Sequence[float], digits: int = 2) -> str:
-    middle, *extremes = [f"{figure:.{digits}f}" for figure in means]
+def mean_text(means: Sequence[float], digits: int = 2, unit: str = "") -> str:
+    middle, *extremes = [f"{figure:.{digits}f}{unit}" for figure in means]
     return middle + (f" ({' to '.join(extremes)})" if extremes else "")
 
 

@@ -47,9 +47,9 @@ def panel(axes: Axes, rows: list[dict[str, Any]], mode: str) -> None:
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}x")
     axes.axvline(1, color=INK, linewidth=1)
     over = partial(ratios, mode=mode, over=REFERENCE)
-    title = f"{MODES[mode]}: auto {mean_text(mean(rows, over), 1)}x"
+    title = f"{MODES[mode]}: auto {mean_text(mean(rows, over), 1, 'x')}"
     if torch:
-        title += f", torch {mean_text(mean(rows, partial(over, under=TORCH)), 1)}x"
+        title += f", torch {mean_text(mean(rows, partial(over, under=TORCH)), 1, 'x')}"
     axes.set_title(title, color=INK, fontsize=10)
     axes.grid(axis="x", color=INK, alpha=0.3, linewidth=0.6)
     axes.set_axisbelow(True)
