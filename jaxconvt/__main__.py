@@ -53,7 +53,7 @@ RESULTS = ("value", "value of step", "lhs gradient", "rhs gradient")
 DTYPES = tuple(TOLERANCES)
 
 # How long each run goes on with a layer and mode, after its first round or rounds.
-PATIENCE, MOST_ROUNDS = 0.03, 20  # seconds, rounds in all
+PATIENCE, MOST_ROUNDS = 0.1, 20  # seconds, rounds in all
 
 # How the report writes what `jaxconvt.explain` says.
 SHORT = {"dilated": "d", "strided": "s", "depthwise": "w", "col2im": "c", "polyphase": "p"}

@@ -221,8 +221,8 @@ def in_turn(
 ) -> dict[K, list[float]]:
     """The samples of each, in rounds: each round takes one of each, in another order.
 
-    After the least number of rounds only those stay that `keep` returns. They go on for so many
-    seconds, and for the most number of rounds in all.
+    After the least number of rounds only those stay that `keep` returns. They go on for as many
+    rounds as end within so many seconds, and for the most number of rounds in all.
     """
     times: dict[K, list[float]] = {name: [] for name in samplers}
     order = list(samplers)
@@ -231,8 +231,10 @@ def in_turn(
         if at == least:
             start = clock()
             order = list(keep(times)) if keep else order
-        if at >= least and clock() - start >= seconds:
-            break
+        if at >= least:
+            round_ = sum([min(times[name]) for name in order])
+            if clock() - start + round_ > seconds:
+                break
         shuffled.shuffle(order)
         for name in order:
             times[name].append(samplers[name]())
