@@ -1,6 +1,6 @@
 """Times of the layers of real models: jax.lax, each implementation, torch, and the floor.
 
-    python benchmarks/layers.py                                   # float32, 9 minutes on 2 cores
+    python benchmarks/layers.py                                   # float32, 20 minutes on 2 cores
     python benchmarks/layers.py --variant bfloat16 nchw batch8 --seconds 1    # the other tables
     python benchmarks/layers.py --transpose-kernel                # transpose_kernel=True too
     python benchmarks/layers.py --summary                         # of what was measured before
@@ -11,8 +11,10 @@ that it was measured on. Tables, and layers of them, that are not measured again
 
 For each layer there are four modes: forward; the gradient of lhs and that of rhs, alone, as
 the transposed function, so that no forward is in the clock; and step, which is the value
-with both gradients. The entries of a mode are called in turn, in one process, in another
-order each round, and the medians are kept:
+with both gradients. All layers are compiled and measured several times (--runs). In each run the
+entries of a mode are called in turn, in another order each round, at least three times in all runs
+together. The medians of the runs are kept, and the figures of each run, so that a geometric mean
+has a least and a most:
 
     jax.lax              jax.lax.conv_transpose; for what it lacks arguments for, the
                          lax.conv_general_dilated that one writes by hand
@@ -29,26 +31,25 @@ of torch.autograd.grad alone, after a forward outside the clock, and its threads
 
 Every entry's results are compared with jax.lax's in float32 before it is timed. Entries that
 XLA compiles to the same instructions (jax.lax and dilated, and often auto and what it picks) are
-timed as one.
-Calls of more than 0.3 s are repeated twice or less. Zero-stuffing is measured in float32
-alone; with --variant batch8 jax.lax is left out where a call would take over a second. The
-tables also hold, for each compiled function, the bytes of its temporary arrays, and the
-seconds to trace and compile step. The exit status is 0 if all results agree, otherwise 1.
+timed as one. A first call warms caches, and counts only if it takes over a second, on CPU.
+Zero-stuffing is measured in float32 alone, and left out where a call takes over a second; with
+--variant batch8 jax.lax is, too. The tables also hold, for each compiled function, the bytes of its
+temporary arrays, and the seconds to trace and compile step. The exit status is 0 if all results
+agree, otherwise 1.
 """
 
 import argparse
 import datetime
 import importlib.util
+import itertools
 import json
 import math
 import os
-import random
 import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,21 @@ import jaxconvt
 from jaxconvt._default import flip_and_swap
 from jaxconvt._explain import call_arguments
 from jaxconvt._layers import BY_NAME, LAYERS, Example, Layer
-from jaxconvt._measure import REFERENCE, TOLERANCES, cores, machine
+from jaxconvt._measure import (
+    REFERENCE,
+    TOLERANCES,
+    VERY_SLOW,
+    Sampler,
+    called,
+    cores,
+    geometric_mean,
+    in_turn,
+    instructions,
+    least_of,
+    machine,
+    positive,
+    runs_of,
+)
 from jaxconvt._spec import Spec
 
 Fn = Callable[..., Any]
@@ -85,8 +100,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 KERNEL = " transpose_kernel"  # the end of the names of tables measured with it
 
-SLOW, VERY_SLOW = 0.3, 1.0  # seconds: timed twice, the first call included if very slow
-ROUNDS = range(5, 61)  # of calls that are not slow
+SLOW = 0.3  # seconds of a call that is made three times only
+ROUNDS = 60  # the most, of all runs together
 SETTLE = 0.002  # seconds that torch's threads may go on spinning after a call
 
 
@@ -179,60 +194,17 @@ def random_array(shape: Sequence[int], seed: int) -> np.ndarray:
 # Clocks
 
 
-@dataclass(frozen=True)
-class Entry:
-    """Something to time: `call` starts it, `wait` takes what that returns."""
-
-    call: Callable[[], Any]
-    wait: Callable[[Any], Any]
-    settle: float = 0.0
-
-    def seconds(self, repeats: int = 1) -> float:
-        start = time.perf_counter()
-        result = None
-        for _ in range(repeats):
-            result = self.call()
-        self.wait(result)
-        elapsed = (time.perf_counter() - start) / repeats
-        if self.settle:
-            time.sleep(self.settle)
-        return elapsed
-
-
 def medians(
-    entries: dict[str, Entry], first: dict[str, float], budget: float, on_gpu: bool
+    samplers: Mapping[str, Sampler], budget: float, runs: int, run: int
 ) -> dict[str, float]:
-    """Median seconds of each, called in turn; `budget` is for all that are not slow.
+    """Median seconds of each, of one of so many runs; `budget` is for calls beyond the least."""
 
-    `first` has the seconds of a first call, which counts only where that is very slow.
-    """
-    times: dict[str, list[float]] = {}
-    repeats = {}
-    for name, entry in entries.items():
-        times[name] = [first[name]] if first[name] > VERY_SLOW else []
-        more = 0
-        if first[name] > SLOW:
-            more = 2 - len(times[name]) * (2 if name == STUFFED else 1)
-        times[name] += [entry.seconds() for _ in range(more)]
-        # Calls on a GPU are queued: a clock around a short one would show the queueing.
-        once = entry.seconds() if on_gpu and not times[name] else 1.0
-        repeats[name] = max(1, min(20, int(2e-3 / once)))
-    quick = [name for name in entries if not times[name]]
-    order = random.Random(0)
-    start = time.perf_counter()
-    for i in range(ROUNDS.stop if quick else 0):
-        if i >= ROUNDS.start and time.perf_counter() - start > budget:
-            break
-        order.shuffle(quick)
-        for name in quick:
-            times[name].append(entries[name].seconds(repeats[name]))
-    return {name: float(f"{statistics.median(t):.4g}") for name, t in times.items()}
+    def quick(times: Mapping[str, list[float]]) -> list[str]:
+        return [name for name, own in times.items() if min(own) < SLOW]
 
-
-def instructions(compiled: Any) -> str:
-    """A compiled program, less its name and where it comes from."""
-    lines = [line for line in compiled.as_text().splitlines() if not line.startswith("HloModule")]
-    return "\n".join(re.sub(r", metadata=\{[^}]*\}", "", line) for line in lines if " = " in line)
+    rounds = least_of(runs), max(ROUNDS // runs, least_of(runs))
+    times = in_turn(samplers, *rounds, budget / runs, quick, run)
+    return {name: float(f"{statistics.median(own):.4g}") for name, own in times.items()}
 
 
 def disagreement(got: Iterable[Any], expected: Iterable[np.ndarray], tolerance: float) -> str:
@@ -252,9 +224,9 @@ def disagreement(got: Iterable[Any], expected: Iterable[np.ndarray], tolerance: 
 
 def torch_entries(
     call: Example, spec: Spec, arrays: Sequence[np.ndarray], on_gpu: bool
-) -> dict[str, dict[str, tuple[Entry, Callable[[Sequence[np.ndarray]], list[np.ndarray]]]]]:
-    """torch's entries by layout and mode, each with a function that takes what is expected
-    (value, gradients of lhs and rhs) to what torch is to return."""
+) -> dict[str, dict[str, tuple[Fn, Fn, Fn]]]:
+    """torch's entries by layout and mode: what calls it, what waits for that, and a function that
+    takes what is expected (value, gradients of lhs and rhs) to what torch is to return."""
     import torch
 
     n, g = len(spec.axes), spec.groups
@@ -325,13 +297,25 @@ def torch_entries(
         calls = (forward, partial(gradient, x), partial(gradient, y), step)
         return {
             mode: (
-                Entry(call, wait, 0 if on_gpu else SETTLE),
+                call,
+                wait,
                 lambda expected, mode=mode: of_mode(in_layout(*expected), mode),
             )
             for mode, call in zip(MODES, calls, strict=True)
         }
 
     return {name: entries(memory_format) for name, memory_format in formats.items()}
+
+
+def settled(sampler: Sampler) -> Sampler:
+    """So that what is called next has the cores."""
+
+    def sample() -> float:
+        seconds = sampler()
+        time.sleep(SETTLE)
+        return seconds
+
+    return sample
 
 
 def set_up_torch(on_gpu: bool) -> str:
@@ -359,8 +343,16 @@ def of_mode(results: Sequence[Any], mode: str) -> list[Any]:
     return list(results) if mode == "step" else [results[MODES.index(mode)]]
 
 
-def measure(layer: Layer, variant: str, with_torch: bool, budget: float, tune: bool = False) -> Row:
-    """One row of a table."""
+def measure(
+    layer: Layer,
+    variant: str,
+    with_torch: bool,
+    budget: float,
+    tune: bool = False,
+    runs: int = 1,
+    run: int = 0,
+) -> Row:
+    """One row of a table, of one of so many runs."""
     on_gpu = jax.default_backend() != "cpu"
     kernel = variant.endswith(KERNEL)
     options = VARIANTS[variant.removesuffix(KERNEL)]
@@ -389,10 +381,11 @@ def measure(layer: Layer, variant: str, with_torch: bool, budget: float, tune: b
     ]
     expected, seconds_once = [], {}
     for mode in MODES[:3]:
-        run = jax.jit(in_mode(reference, mode)).lower(*arrays).compile()
-        start = time.perf_counter()
-        expected += [np.asarray(x) for x in jax.block_until_ready(run(*arrays))]
-        seconds_once[mode] = time.perf_counter() - start
+        compiled = jax.jit(in_mode(reference, mode)).lower(*arrays).compile()
+        results, sample = called(partial(compiled, *arrays))
+        expected += [np.asarray(x) for x in results]
+        # The lesser of two, as one call may be held up.
+        seconds_once[mode] = min(sample(), sample()) if batch > 1 else 0.0
     seconds_once["step"] = sum(seconds_once.values())
     if batch > 1:
         n, _, *_ = spec.dimension_numbers.lhs_spec
@@ -434,8 +427,7 @@ def measure(layer: Layer, variant: str, with_torch: bool, budget: float, tune: b
             fail(TORCH, "all", " ".join(str(e).split())[:200])
     compiled: Any
     for mode in MODES:
-        entries: dict[str, Entry] = {}
-        first: dict[str, float] = {}
+        samplers: dict[str, Sampler] = {}
         same: dict[str, str] = {}  # the entry that is the same program
         programs: dict[str, tuple[str, int | None]] = {}
         row["temp_bytes"][mode] = {}
@@ -454,32 +446,51 @@ def measure(layer: Layer, variant: str, with_torch: bool, budget: float, tune: b
                 if mode == "step":  # the last one, so that JAX's own caches are warm
                     took = time.perf_counter() - start
                     row["compile_seconds"][name] = float(f"{took:.4g}")
-                text = instructions(compiled)
+                text = instructions(compiled) or name
                 if text not in programs:
-                    start = time.perf_counter()
-                    results = jax.block_until_ready(compiled(*operands))
-                    first[name] = time.perf_counter() - start
+                    results, sampler = called(partial(compiled, *operands))
                     check(name, results, of_mode(expected, mode))
+                    if name == STUFFED and sampler() > VERY_SLOW:
+                        continue
                     analysis = compiled.memory_analysis()
                     programs[text] = name, analysis and analysis.temp_size_in_bytes
-                    entries[name] = Entry(partial(compiled, *operands), jax.block_until_ready)
+                    samplers[name] = sampler
                 same[name], row["temp_bytes"][mode][name] = programs[text]
             except Exception as e:  # whatever a backend may raise: the others still count
                 fail(name, mode, f"{type(e).__name__}: {' '.join(str(e).split())[:200]}")
         if mode == "forward":
             f, xy = floor(call, spec)
             compiled = jax.jit(f).lower(*xy).compile()
-            entries[FLOOR] = Entry(partial(compiled, *xy), jax.block_until_ready)
-            first[FLOOR] = entries[FLOOR].seconds()
+            _, samplers[FLOOR] = called(partial(compiled, *xy))
             same[FLOOR] = FLOOR
         for name, modes in torch_.items():
-            entries[name], convert = modes[mode]
-            check(name, to_numpy(entries[name].call()), convert(expected))
-            first[name] = entries[name].seconds()
+            compute, wait, convert = modes[mode]
+            results, sampler = called(compute, wait)
+            check(name, to_numpy(results), convert(expected))
+            samplers[name] = sampler if on_gpu else settled(sampler)
             same[name] = name
-        timed = medians(entries, first, budget, on_gpu)
+        timed = medians(samplers, budget, runs, run)
         row["seconds"][mode] = {name: timed[program_of] for name, program_of in same.items()}
     return row
+
+
+def merged(rows: Sequence[Row]) -> Row:
+    """A layer's row, of those of its runs: the medians, and what they are of."""
+    timed = [{key: row[key] for key in ("seconds", "compile_seconds")} for row in rows]
+
+    def median(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        names = dict.fromkeys([name for own in figures for name in own])
+        return {
+            name: statistics.median([own[name] for own in figures if name in own]) for name in names
+        }
+
+    return {
+        **rows[-1],
+        "seconds": {mode: median([run["seconds"][mode] for run in timed]) for mode in MODES},
+        "compile_seconds": median([run["compile_seconds"] for run in timed]),
+        "failed": list(dict.fromkeys([what for row in rows for what in row["failed"]])),
+        "runs": timed,
+    }
 
 
 # Summaries
@@ -506,69 +517,101 @@ def ratios(rows: Iterable[Row], mode: str, over: str, under: str = "auto") -> di
     return result
 
 
-def geometric_mean(values: Iterable[float]) -> float:
-    return math.exp(statistics.fmean(map(math.log, values)))
+Figures = Callable[[Iterable[Row]], dict[str, float]]  # of each layer that has one
 
 
-def mean_and_worst(values: dict[str, float], least: bool = True) -> str:
+def mean(rows: Sequence[Row], figures: Figures) -> tuple[float, ...]:
+    """The geometric mean over the layers: its median over the runs, and its least and most.
+
+    It is one figure if the rows don't say what each run measured.
+    """
+    means = [geometric_mean(own.values()) for run in runs_of(rows) if (own := figures(run))]
+    if not means:
+        return (geometric_mean(figures(rows).values()),)
+    return statistics.median(means), min(means), max(means)
+
+
+def mean_text(means: Sequence[float], digits: int = 2, unit: str = "") -> str:
+    middle, *extremes = [f"{figure:.{digits}f}{unit}" for figure in means]
+    return middle + (f" ({' to '.join(extremes)})" if extremes else "")
+
+
+def mean_and_worst(rows: Sequence[Row], figures: Figures, least: bool = True) -> str:
+    values = figures(rows)
     if not values:
         return "not measured"
     worst = (min if least else max)(values, key=lambda name: values[name])
-    mean = geometric_mean(values.values())
-    return f"{mean:7.2f}   worst {values[worst]:6.2f} {worst:18}  ({len(values)} layers)"
+    text = mean_text(mean(rows, figures))
+    return f"{text:26}worst {values[worst]:6.2f} {worst:18}  ({len(values)} layers)"
+
+
+def step_over_parts(rows: Iterable[Row]) -> dict[str, float]:
+    """Of auto: the time of a step over that of its parts alone."""
+    return {
+        row["layer"]: seconds[-1] / sum(seconds[:-1])
+        for row in rows
+        if all(seconds := [seconds_of(row, mode, "auto") or 0.0 for mode in MODES])
+    }
+
+
+def temporary_bytes(rows: Iterable[Row], mode: str) -> dict[str, float]:
+    """Of auto, over what it is allowed."""
+    return {
+        row["layer"]: max(temp["auto"], 1) / max(4 * row["bytes"], temp.get(REFERENCE) or 0)
+        for row in rows
+        if (temp := row["temp_bytes"][mode]).get("auto") is not None
+    }
+
+
+def compile_time(rows: Iterable[Row]) -> dict[str, float]:
+    return {
+        row["layer"]: seconds["auto"] / seconds["dilated"]
+        for row in rows
+        if {"auto", "dilated"} <= (seconds := row["compile_seconds"]).keys()
+    }
 
 
 def summary(variant: str, tables: dict[str, Any]) -> str:
     """A table in a few lines, all geometric means over its layers."""
     rows = tables[variant]["rows"]
-    lines = [f"{variant}: times over auto's, geometric mean (above 1, auto is faster)"]
+    lines = [
+        f"{variant}: times over auto's (above 1, auto is faster)",
+        "geometric mean, median of the runs (least to most), and the layer where auto does worst",
+    ]
+
+    def add(title: str, figures: Figures, least: bool = False) -> None:
+        lines.append(f"  {title:28}{mean_and_worst(rows, figures, least)}")
+
     for name in (REFERENCE, TORCH, TUNED, STUFFED, FLOOR):
-        lines += [
-            f"  {name:14}{mode:14}{mean_and_worst(ratios(rows, mode, name))}"
-            for mode in MODES[: 1 if name == FLOOR else None]
-        ]
+        for mode in MODES[: 1 if name == FLOOR else None]:
+            add(f"{name:14}{mode}", partial(ratios, mode=mode, over=name), least=True)
     lines.append("auto's time over the best single implementation's (below 1, auto is faster)")
     for mode in MODES:
-        values = ratios(rows, mode, "auto", "best")
-        lines.append(f"  {mode:28}{mean_and_worst(values, least=False)}")
+        add(mode, partial(ratios, mode=mode, over="auto", under="best"))
     lines.append("auto's step over the sum of forward and both gradients")
-    parts = {
-        row["layer"]: seconds[-1] / sum(seconds[:-1])
-        for row in rows
-        if all(seconds := [seconds_of(row, mode, "auto") or 0.0 for mode in MODES])
-    }
-    lines.append(f"  {'':28}{mean_and_worst(parts, least=False)}")
+    add("", step_over_parts)
     lines.append("auto's temporary bytes over four times lhs + rhs + output, or over jax.lax's")
     for mode in MODES:
-        temps = {
-            row["layer"]: max(temp["auto"], 1) / max(4 * row["bytes"], temp.get(REFERENCE) or 0)
-            for row in rows
-            if (temp := row["temp_bytes"][mode]).get("auto") is not None
-        }
-        lines.append(f"  {mode:28}{mean_and_worst(temps, least=False)}")
+        add(mode, partial(temporary_bytes, mode=mode))
     lines.append("auto's compile time over dilated's, step")
-    compile_ = {
-        row["layer"]: seconds["auto"] / seconds["dilated"]
-        for row in rows
-        if {"auto", "dilated"} <= (seconds := row["compile_seconds"]).keys()
-    }
-    lines.append(f"  {'':28}{mean_and_worst(compile_, least=False)}")
+    add("", compile_time)
     plain = "float32" + KERNEL * variant.endswith(KERNEL)
     if variant != plain and plain in tables:
         batch = VARIANTS[variant.removesuffix(KERNEL)].get("batch", 1)
         before = {row["layer"]: row for row in tables[plain]["rows"]}
-        lines.append(f"auto's time over {batch} times that of {plain}, then the same of torch's")
-        for mode in MODES:
-            cells = []
-            for name in ("auto", TORCH):
-                pairs = [
-                    (seconds_of(row, mode, name), seconds_of(before[row["layer"]], mode, name))
-                    for row in rows
-                    if row["layer"] in before
-                ]
-                found = [a / (batch * b) for a, b in pairs if a and b]
-                cells.append(f"{geometric_mean(found):7.2f}" if found else f"{'-':>7}")
-            lines.append(f"  {mode:28}{''.join(cells)}")
+
+        def over_plain(rows: Iterable[Row], mode: str, name: str) -> dict[str, float]:
+            pairs = {
+                row["layer"]: [seconds_of(r, mode, name) for r in (row, before[row["layer"]])]
+                for row in rows
+                if row["layer"] in before
+            }
+            return {layer: a / (batch * b) for layer, (a, b) in pairs.items() if a and b}
+
+        lines.append(f"auto's and torch's time over {batch} times that of {plain}")
+        for name in ("auto", TORCH):
+            for mode in MODES:
+                add(f"{name:14}{mode}", partial(over_plain, mode=mode, name=name))
     failed = [f"{row['layer']}: {what}" for row in rows for what in row["failed"]]
     lines += [f"WRONG RESULTS: {what}" for what in failed]
     return "\n".join(lines)
@@ -643,6 +686,8 @@ def main() -> int:
     add("--autotune", action="store_true", help="measure what autotune picks, too")
     add("--seconds", type=float, default=1.5, metavar="S",
         help="of repeated calls for each layer and mode (%(default)s)")  # fmt: skip
+    add("--runs", type=positive, default=3, metavar="N",
+        help="how often everything is measured (%(default)s)")  # fmt: skip
     add("--output", type=Path, metavar="FILE", help="benchmarks/results/<machine>.json")
     add("--summary", action="store_true", help="print summaries of the file; measure nothing")
     arguments = parser.parse_args()
@@ -662,16 +707,26 @@ def main() -> int:
     kernels = ("", KERNEL) if arguments.transpose_kernel else ("",)
     variants = [variant + kernel for variant in arguments.variant for kernel in kernels]
     failed = False
+    names = (REFERENCE, *jaxconvt.IMPLEMENTATIONS, TUNED, STUFFED, TORCH, FLOOR)
     for variant in variants:
         start = time.perf_counter()
-        names = (REFERENCE, *jaxconvt.IMPLEMENTATIONS, TUNED, STUFFED, TORCH, FLOOR)
-        print(f"\n{variant + ', ms':19}{''.join(f'{name[:10]:>11}' for name in names)}", flush=True)
         kept = {row["layer"]: row for row in tables.get(variant, {}).get("rows", [])}
-        for layer in layers:
+        done: dict[str, list[Row]] = {layer.name: [] for layer in layers}
+        for run, layer in itertools.product(range(arguments.runs), layers):
+            if layer == layers[0]:
+                print(f"\n{variant}, run {run + 1} of {arguments.runs}\n{'ms':19}", end="")
+                print("".join(f"{name[:10]:>11}" for name in names), flush=True)
             row = measure(
-                layer, variant, bool(torch_version), arguments.seconds, arguments.autotune
+                layer,
+                variant,
+                bool(torch_version),
+                arguments.seconds,
+                arguments.autotune,
+                arguments.runs,
+                run,
             )
-            kept[layer.name] = row
+            done[layer.name].append(row)
+            kept[layer.name] = merged(done[layer.name])
             failed |= bool(row["failed"])
             choices = ", ".join(row["choices"].values())
             print(f"{layer.name}: {choices}; {time.perf_counter() - start:.0f} s", flush=True)

@@ -10,7 +10,8 @@ step is loss, gradients and an update (plain gradient descent), jitted, fitting 
 target by squared error. Each model's step is compiled twice, before and after
 `jaxconvt.install()`, and both are run from the same parameters for 20 steps, in turn: the losses
 of the two are compared, where the parameters end up (their distance, over how far they came), and
-the median times of a step. What a step holds besides transposed convolutions counts: in the U-Net
+the median times of a step. A ~ marks times that differ from call to call: their third quartile
+is over 1.5 of the first. What a step holds besides transposed convolutions counts: in the U-Net
 most of it is the gradients of ordinary 3-D convolutions.
 
 Writes benchmarks/results/<machine>-models.json. The exit status is 0 if all losses agree
@@ -21,7 +22,6 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +34,7 @@ import jax.numpy as jnp
 from layers import default_output, describe_machine
 
 import jaxconvt
+from jaxconvt._measure import NOISY, clock, in_turn, spread
 
 STEPS = 20
 
@@ -161,6 +162,21 @@ def compile_step(case: Case, state: Any, inputs: Any, target: jax.Array) -> Call
     return jax.jit(step).lower(state["params"]).compile()
 
 
+class Training:
+    """Takes a step each time that it is called, and returns its seconds."""
+
+    def __init__(self, step: Callable[..., Any], params: Any) -> None:
+        self.step, self.params = step, params
+        self.losses: list[float] = []
+
+    def __call__(self) -> float:
+        start = clock()
+        self.params, loss = jax.block_until_ready(self.step(self.params))
+        seconds = clock() - start
+        self.losses.append(float(loss))
+        return seconds
+
+
 def measure(case: Case) -> dict[str, Any]:
     inputs = random(case.inputs)
     # Jitted, so that the outputs, which nobody asks for, are not computed.
@@ -174,16 +190,11 @@ def measure(case: Case) -> dict[str, Any]:
     with jaxconvt.installed():
         steps["jaxconvt"] = compile_step(case, state, inputs, target)
 
-    params = dict.fromkeys(steps, state["params"])
-    losses: dict[str, list[float]] = {name: [] for name in steps}
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for i in range(STEPS):
-        for name in reversed(steps) if i % 2 else steps:
-            start = time.perf_counter()
-            params[name], loss = jax.block_until_ready(steps[name](params[name]))
-            times[name].append(time.perf_counter() - start)
-            losses[name].append(float(loss))
-    before, after = params.values()
+    trainings = {name: Training(step, state["params"]) for name, step in steps.items()}
+    # The first call, which warms caches, does not count.
+    times = {name: t[1:] for name, t in in_turn(trainings, STEPS, STEPS, 0.0).items()}
+    losses = {name: training.losses for name, training in trainings.items()}
+    before, after = [training.params for training in trainings.values()]
     apart = norm(jax.tree.map(jnp.subtract, before, after))
     moved = norm(jax.tree.map(jnp.subtract, before, state["params"]))
     pairs = zip(losses["jax.lax"], losses["jaxconvt"], strict=True)
@@ -193,8 +204,8 @@ def measure(case: Case) -> dict[str, Any]:
         "losses": losses,
         "max_relative_difference": max(abs(a - b) / abs(a) for a, b in pairs),
         "parameters_apart": apart / moved,
-        # The first call, which warms caches, does not count.
-        "seconds": {name: statistics.median(t[1:]) for name, t in times.items()},
+        "seconds": {name: statistics.median(t) for name, t in times.items()},
+        "spread": {name: spread(t) for name, t in times.items()},
     }
 
 
@@ -218,7 +229,8 @@ def main() -> int:
         before, after = row["seconds"].values()
         losses = row["losses"]["jaxconvt"]
         print(
-            f"{name:10}{before * 1e3:10.1f}{after * 1e3:10.1f}{before / after:9.1f}x "
+            f"{name:10}{before * 1e3:10.1f}{after * 1e3:10.1f}{before / after:9.1f}x"
+            f"{'~' if max(row['spread'].values()) > NOISY else ' '} "
             f"{losses[0]:.4f} to {losses[-1]:.4f}, differ from jax.lax's by at most "
             f"{row['max_relative_difference']:.1e} of them; parameters "
             f"{row['parameters_apart']:.1e}",

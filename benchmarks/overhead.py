@@ -21,7 +21,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from operator import truediv
@@ -32,7 +31,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxconvt import conv_transpose
-from jaxconvt._measure import machine
+from jaxconvt._measure import in_turn, machine, seconds_of
 
 FUNCTIONS = {"jax.lax": lax.conv_transpose, "jaxconvt": conv_transpose}
 EAGER_TARGET, TRACING_TARGET, IMPORT_TARGET = 0.6, 0.9, 0.020
@@ -48,15 +47,11 @@ def operands(n: int, size: int = 2) -> tuple[jax.Array, jax.Array]:
     return jnp.ones((1, *(size,) * n, 2)), jnp.ones((*(2,) * n, 2, 2))
 
 
-def in_turn(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+def turns(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
     """Seconds of each function, called in turn."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for i in range(repeats + 3):
-        for name in reversed(functions) if i % 2 else functions:
-            start = time.perf_counter()
-            functions[name]()
-            times[name].append(time.perf_counter() - start)
-    return {name: t[3:] for name, t in times.items()}
+    samplers = {name: partial(seconds_of, f) for name, f in functions.items()}
+    times = in_turn(samplers, repeats + 3, repeats + 3, 0.0)
+    return {name: t[3:] for name, t in times.items()}  # but for what warms caches
 
 
 def eager(n: int, repeats: int, **kwargs: Any) -> dict[str, list[float]]:
@@ -65,7 +60,7 @@ def eager(n: int, repeats: int, **kwargs: Any) -> dict[str, list[float]]:
     def call(f: Callable[..., jax.Array]) -> None:
         f(lhs, rhs, (2,) * n, **kwargs).block_until_ready()
 
-    return in_turn({name: partial(call, f) for name, f in FUNCTIONS.items()}, repeats)
+    return turns({name: partial(call, f) for name, f in FUNCTIONS.items()}, repeats)
 
 
 def tracing(n: int, repeats: int, distinct: bool, **kwargs: Any) -> dict[str, list[float]]:
@@ -80,7 +75,7 @@ def tracing(n: int, repeats: int, distinct: bool, **kwargs: Any) -> dict[str, li
 
         jax.make_jaxpr(calls)(lhs, rhs)
 
-    times = in_turn({name: partial(trace, f) for name, f in FUNCTIONS.items()}, repeats)
+    times = turns({name: partial(trace, f) for name, f in FUNCTIONS.items()}, repeats)
     return {name: [t / CALLS_PER_TRACE for t in ts] for name, ts in times.items()}
 
 
@@ -110,17 +105,17 @@ def main() -> int:
             "padding": "SAME" if padding == "SAME" else [(1, 1)] * n,
             "transpose_kernel": transpose_kernel,
         }
-        for kind, target, turns in (
+        for kind, target, times in (
             ("eager", EAGER_TARGET, eager(n, 400, **kwargs)),
             ("tracing", TRACING_TARGET, tracing(n, 60, distinct=False, **kwargs)),
             ("tracing, calls differ", None, tracing(n, 10, distinct=True, **kwargs)),
         ):
             case = f"{kind}, {n}-D, {padding}" + ", transpose_kernel" * transpose_kernel
-            seconds = {name: statistics.median(t) for name, t in turns.items()}
-            ratio = statistics.median(map(truediv, turns["jaxconvt"], turns["jax.lax"]))
+            seconds = {name: statistics.median(t) for name, t in times.items()}
+            ratio = statistics.median(map(truediv, times["jaxconvt"], times["jax.lax"]))
             rows.append({"case": case, "seconds": seconds, "ratio": ratio, "target": target})
-            times = "".join(f"{t * 1e6:9.1f} us" for t in seconds.values())
-            print(f"{case:50}{times}{ratio:8.2f}{target or '':>8}", flush=True)
+            shown = "".join(f"{t * 1e6:9.1f} us" for t in seconds.values())
+            print(f"{case:50}{shown}{ratio:8.2f}{target or '':>8}", flush=True)
     seconds = import_seconds(9)
     print(f"{'import, after jax':62}{seconds * 1e3:9.1f} ms{'':8}{IMPORT_TARGET * 1e3:5.0f} ms")
 

@@ -12,6 +12,7 @@ can be read on white as well as on black.
 import argparse
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
-from layers import REFERENCE, RESULTS, TORCH, VARIANTS, geometric_mean, ratios
+from layers import REFERENCE, RESULTS, TORCH, VARIANTS, mean, mean_text, ratios
 from matplotlib.axes import Axes
 
 INK, BARS, DIAMONDS = "#808080", "#3b8ee0", "#e8801a"
@@ -45,9 +46,10 @@ def panel(axes: Axes, rows: list[dict[str, Any]], mode: str) -> None:
     axes.set_yticks(list(places.values()), list(places))
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}x")
     axes.axvline(1, color=INK, linewidth=1)
-    title = f"{MODES[mode]}: auto {geometric_mean(auto.values()):.1f}x"
+    over = partial(ratios, mode=mode, over=REFERENCE)
+    title = f"{MODES[mode]}: auto {mean_text(mean(rows, over), 1, 'x')}"
     if torch:
-        title += f", torch {geometric_mean(torch.values()):.1f}x"
+        title += f", torch {mean_text(mean(rows, partial(over, under=TORCH)), 1, 'x')}"
     axes.set_title(title, color=INK, fontsize=10)
     axes.grid(axis="x", color=INK, alpha=0.3, linewidth=0.6)
     axes.set_axisbelow(True)

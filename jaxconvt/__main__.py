@@ -6,14 +6,13 @@ default and of "auto" with jax.lax's. They are called in turn, so that all see t
 
 import argparse
 import json
-import math
 import os
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,17 +21,29 @@ import numpy as np
 import jaxconvt
 from jaxconvt._layers import BY_NAME, LAYERS, Layer
 from jaxconvt._measure import (
+    NOISY,
     REFERENCE,
     TOLERANCES,
-    Seconds,
+    Programs,
+    compiled,
     difference,
-    interleaved,
+    geometric_mean,
+    in_turn,
+    least_of,
     machine,
+    positive,
     reference,
+    runs_of,
     same,
+    seconds_to_compile,
+    spread,
     step,
     tolerance,
 )
+from jaxconvt._words import first_line
+
+T = TypeVar("T")
+Samples = Mapping[str, Mapping[str, Sequence[float]]]  # by mode and implementation
 
 EXACT = "dilated"  # equals the reference to the bit; the others, within the tolerance
 AUTO, TUNED = "auto", "autotune"  # the second only where it is asked for
@@ -41,12 +52,17 @@ RESULTS = ("value", "value of step", "lhs gradient", "rhs gradient")
 
 DTYPES = tuple(TOLERANCES)
 
+# How long each run goes on with a layer and mode, after its first round or rounds.
+PATIENCE, MOST_ROUNDS = 0.1, 20  # seconds, rounds in all
+
 # How the report writes what `jaxconvt.explain` says.
 SHORT = {"dilated": "d", "strided": "s", "depthwise": "w", "col2im": "c", "polyphase": "p"}
 
 
-def measure(layer: Layer, dtype: str, tune: bool = False) -> dict[str, Any]:
-    """One row of the report: seconds by mode and implementation, and what differs."""
+def compare(
+    layer: Layer, dtype: str, tune: bool = False
+) -> tuple[dict[str, Any], dict[str, Programs]]:
+    """A row of the report but for its times, and the programs of each mode."""
     call = layer.call(dtype)
     f = partial(jaxconvt.conv_transpose, **call.kwargs)
     functions = {REFERENCE: reference(layer)}
@@ -62,32 +78,39 @@ def measure(layer: Layer, dtype: str, tune: bool = False) -> dict[str, Any]:
         for a in (call.lhs, call.rhs, out)
     )
     steps = {name: step(f) for name, f in functions.items()}
-    values, forward_seconds, _ = interleaved(functions, lhs, rhs)
-    gradients, step_seconds, compiling = interleaved(steps, lhs, rhs, cotangent)
-    seconds = {"forward": forward_seconds, "step": step_seconds}
+    forward = compiled(functions, lhs, rhs)
+    gradients = compiled(steps, lhs, rhs, cotangent)
+    programs = dict(zip(MODES, (forward, gradients), strict=True))
 
+    # The lesser of two compilations, as one may have been held up.
+    compiling = {
+        name: min(gradients.compiling[name], seconds_to_compile(steps[name], lhs, rhs, cotangent))
+        for name in (REFERENCE, AUTO)
+        if name in gradients.compiling
+    }
     differs: dict[str, list[str]] = {}
     differences: dict[str, dict[str, float]] = {}
-    expected = (values[REFERENCE], *gradients[REFERENCE])
+    expected = (forward.results[REFERENCE], *gradients.results[REFERENCE])
     approximate = [name for name in functions if name not in (REFERENCE, EXACT)]
     for name in (EXACT, *approximate):
-        pairs = list(zip(RESULTS, (values[name], *gradients[name]), expected, strict=True))
+        got = (forward.results[name], *gradients.results[name])
+        pairs = list(zip(RESULTS, got, expected, strict=True))
         if name == EXACT:
             differs[name] = [what for what, a, b in pairs if not same(a, b)]
         else:
             differences[name] = {what: difference(a, b) for what, a, b in pairs}
             most = tolerance(dtype)
             differs[name] = [what for what, d in differences[name].items() if d > most]
-    compiled = compiling.get(AUTO, compiling[REFERENCE])  # not again, if it is the same
-    return {
+    row = {
         "layer": layer.name,
         "lhs": call.lhs.shape,
         "rhs": call.rhs.shape,
-        "seconds": seconds,
-        "compiling": compiled / compiling[REFERENCE],
-        "speedup": {
-            name: {mode: speedup(seconds[mode], name) for mode in MODES} for name in approximate
+        # Those that are the program that jax.lax's is.
+        "same": {
+            mode: [name for name, first in own.same.items() if first == REFERENCE]
+            for mode, own in programs.items()
         },
+        "compiling": compiling.get(AUTO, compiling[REFERENCE]) / compiling[REFERENCE],
         "differs": differs,
         "difference": differences,
         "choices": {
@@ -95,12 +118,76 @@ def measure(layer: Layer, dtype: str, tune: bool = False) -> dict[str, Any]:
             for title, choice in jaxconvt.explain(call.lhs, call.rhs, **call.kwargs).choices.items()
         },
     }
+    # Not with the results, which are large.
+    return row, {mode: own._replace(results={}) for mode, own in programs.items()}
 
 
-def speedup(seconds: Seconds, name: str) -> float:
-    """The reference's time over an implementation's; 1 if they are the same program."""
-    reference, own = seconds[REFERENCE], seconds[name]
-    return reference / own if reference and own else 1.0
+def add_times(row: dict[str, Any], runs: Sequence[Samples]) -> None:
+    """To a row of the report, from the samples of each run."""
+
+    def each(figure: Callable[[Sequence[float]], float], samples: Samples) -> Any:
+        return {mode: {name: figure(own) for name, own in samples[mode].items()} for mode in MODES}
+
+    together = {
+        mode: {name: [s for run in runs for s in run[mode][name]] for name in runs[0][mode]}
+        for mode in MODES
+    }
+    row["seconds"] = each(statistics.median, together)
+    row["spread"] = each(spread, together)
+    row["runs"] = [{"seconds": each(statistics.median, run)} for run in runs]
+    row["speedup"] = {
+        name: {mode: speedup(row["seconds"][mode], name) for mode in MODES}
+        for name in row["difference"]
+    }
+
+
+def measure(
+    layers: Sequence[Layer], dtype: str, tune: bool = False, runs: int = 3
+) -> list[dict[str, Any]]:
+    """The rows of the report; says how far it is.
+
+    Each run times all layers, so that a slow minute of the machine is in one run of each.
+    """
+    measured = []
+    for layer in progress("compared", layers):
+        try:
+            row, programs = compare(layer, dtype, tune)
+        except Exception as e:  # whatever a backend may raise: the other layers still count
+            row, programs = {"layer": layer.name, "error": first_line(e)}, {}
+        measured.append((row, programs, list[Samples]()))
+    for run in range(runs):
+        for row, programs, samples in progress(f"run {run + 1}", measured):
+            if "error" in row:
+                continue
+            try:
+                samples.append({mode: timed(programs[mode], runs, run) for mode in MODES})
+            except Exception as e:
+                row["error"] = first_line(e)
+    for row, _, samples in measured:
+        if "error" not in row:
+            add_times(row, samples)
+    return [row for row, *_ in measured]
+
+
+def progress(title: str, items: Sequence[T]) -> Iterator[T]:
+    """The items; prints a dot after each, and the seconds of all."""
+    start = time.perf_counter()
+    print(f"{title:10}", end="", flush=True)
+    for item in items:
+        yield item
+        print(".", end="", flush=True)
+    print(f" {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def timed(programs: Programs, runs: int, run: int) -> dict[str, list[float]]:
+    """Samples of each function, of one of so many runs."""
+    times = in_turn(programs.samplers, least_of(runs), MOST_ROUNDS, PATIENCE, seed=run)
+    return {name: times[program] for name, program in programs.same.items()}
+
+
+def speedup(seconds: Mapping[str, float], name: str) -> float:
+    """The reference's time over an implementation's, which is the same if the program is."""
+    return seconds[REFERENCE] / seconds[name]
 
 
 _NAME_WIDTH = max(len(name) for name in BY_NAME)
@@ -110,7 +197,8 @@ def header(dtype: str, tune: bool = False) -> str:
     letters = ", ".join(f"{letter} {name}" for name, letter in SHORT.items())
     tuned = "tuned     by how much what autotune measured to be fastest is\n" if tune else ""
     text = f"""\
-faster    by how much auto is faster than jax.lax; 1.0x where it is the same program
+faster    by how much auto is faster than jax.lax; 1.0x where it is the same program;
+          ~ where calls differ: the third quartile of their times is over {NOISY} of the first
 {tuned}compile   the time to compile auto's step, over that to compile jax.lax's
 differs   auto's largest difference from jax.lax, of the largest magnitude in the array
           (up to {tolerance(dtype):.0e} counts as equal)
@@ -119,10 +207,10 @@ picks     auto's, for value, lhs gradient and rhs gradient:
           + for each axis that is gathered first, /4 in 4 chunks of the batch
 
 """
-    columns = f"{REFERENCE:>9}{AUTO:>9}{'faster':>8}" + (f"{'tuned':>7}" if tune else "")
-    top = "".join(f"{mode + ', ms':>{len(columns)}}" for mode in MODES)
-    last = f"{'compile':>9}{'differs':>9}  picks"
-    return f"{text}{'':{_NAME_WIDTH}}{top}\n{'layer':{_NAME_WIDTH}}{columns * len(MODES)}{last}"
+    columns = f"{REFERENCE:>8}{AUTO:>8}{'faster':>7} " + (f"{'tuned':>6} " if tune else "")
+    top = "".join(f"{mode + ', ms ':>{len(columns)}}" for mode in MODES)
+    last = f"{'compile':>7}{'differs':>8}  picks"
+    return f"{text}{'':{_NAME_WIDTH}}{top.rstrip()}\n{'layer':{_NAME_WIDTH}}{columns * 2}{last}"
 
 
 def line(row: dict[str, Any]) -> str:
@@ -130,19 +218,33 @@ def line(row: dict[str, Any]) -> str:
     if "error" in row:
         return f"{text}  failed: {row['error']}"
     for mode in MODES:
-        seconds = row["seconds"][mode]
-        for name in (REFERENCE, AUTO):
-            shown = seconds[REFERENCE] if seconds[name] is None else seconds[name]
-            text += f"{shown * 1e3:>9.2f}"
-        text += f"{row['speedup'][AUTO][mode]:>7.1f}x"
-        if TUNED in row["speedup"]:
-            text += f"{row['speedup'][TUNED][mode]:>6.1f}x"
-    text += f"{row['compiling']:>8.1f}x{max(row['difference'][AUTO].values()):>9.0e}"
+        seconds, same_program = row["seconds"][mode], AUTO in row["same"][mode]
+        text += milliseconds(seconds[REFERENCE])
+        text += f"{'same':>8}" if same_program else milliseconds(seconds[AUTO])
+        for name, width in zip(row["speedup"], (7, 6), strict=False):
+            text += f"{times(row['speedup'][name][mode]):>{width}}"
+            text += "~" if noisy(row, mode, name) else " "
+    text += f"{times(row['compiling']):>7}{max(row['difference'][AUTO].values()):>8.0e}"
     text += "  " + " ".join(short(**choice) for choice in row["choices"].values())
     verdicts = (
         f"{name} DIFFERS in {', '.join(what)}" for name, what in row["differs"].items() if what
     )
     return "\n  ".join((text, *verdicts))
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:8.{2 if seconds < 1 else 0}f}"
+
+
+def times(figure: float) -> str:
+    """So many times, as the report writes it."""
+    return f"{figure:.{1 if figure < 100 else 0}f}x"
+
+
+def noisy(row: dict[str, Any], mode: str, name: str) -> bool:
+    """Whether a speed-up is of times that differ a lot from call to call."""
+    spreads = row["spread"][mode]
+    return name not in row["same"][mode] and max(spreads[REFERENCE], spreads[name]) > NOISY
 
 
 def short(name: str, gathered: int, chunks: int) -> str:
@@ -154,11 +256,14 @@ def agrees(row: dict[str, Any]) -> bool:
     return "error" not in row and not any(row["differs"].values())
 
 
-def geometric_means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Of the speed-ups, by implementation and mode."""
+def geometric_means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    """Of the speed-ups, by implementation and mode: one of each run."""
     return {
         name: {
-            mode: math.exp(statistics.fmean(math.log(row["speedup"][name][mode]) for row in rows))
+            mode: [
+                geometric_mean(speedup(row["seconds"][mode], name) for row in run)
+                for run in runs_of(rows)
+            ]
             for mode in MODES
         }
         for name in rows[0]["speedup"]
@@ -173,9 +278,19 @@ def summary(rows: Sequence[dict[str, Any]], dtype: str, seconds: float) -> str:
         f"{agreeing} of {len(rows)} layers equal jax.lax, value and both gradients:\n"
         f"{EXACT} (the default) to the bit, {', '.join(approximate)} to {tolerance(dtype):.0e}.\n"
     )
-    for name, means in geometric_means(measured).items() if measured else ():
-        figures = ", ".join(f"{mode} {mean:.1f}x" for mode, mean in means.items())
-        text += f"{name} is faster than jax.lax by: {figures} (geometric mean).\n"
+    for name, modes in geometric_means(measured).items() if measured else ():
+        text += (
+            f"{name} is faster than jax.lax by, in geometric mean (median, least and most; "
+            f"runs: {len(measured[0]['runs'])}):\n"
+        )
+        for mode, means in modes.items():
+            worst = min(measured, key=lambda row: row["speedup"][name][mode])
+            text += (
+                f"  {mode:8}{times(statistics.median(means)):>6} "
+                f"({times(min(means))} to {times(max(means))}), in the worst layer "
+                f"{times(worst['speedup'][name][mode])}{'~' * noisy(worst, mode, name)} "
+                f"({worst['layer']})\n"
+            )
     return f"{text}{seconds:.0f} s."
 
 
@@ -204,6 +319,8 @@ def parser() -> argparse.ArgumentParser:
     # fmt: off
     add("--autotune", action="store_true",
         help="also measure which lowering is fastest, and how fast that is (3 minutes)")
+    add("--runs", type=positive, default=3, metavar="N",
+        help="how often all layers are timed, at least three calls each in all (%(default)s)")
     # fmt: on
     add("--json", metavar="FILE", help="also write the figures to FILE; times are in seconds")
     return result
@@ -229,18 +346,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(
         "jaxconvt {jaxconvt}, JAX {jax}, jaxlib {jaxlib}, Python {python}, {system}, "
         "{cores} cores\nbackend {backend}, device {device} ({devices})".format(**about)
-        + f", {arguments.dtype}\n\n{header(arguments.dtype, arguments.autotune)}",
+        + f", {arguments.dtype}\n",
         flush=True,
     )
-    rows: list[dict[str, Any]] = []
-    for layer in layers:
-        try:
-            row = measure(layer, arguments.dtype, arguments.autotune)
-        except Exception as e:  # whatever a backend may raise: the other layers still count
-            first = (str(e).splitlines() or [""])[0]
-            row = {"layer": layer.name, "error": f"{type(e).__name__}: {first}"}
-        rows.append(row)
-        print(line(row), flush=True)
+    rows = measure(layers, arguments.dtype, arguments.autotune, arguments.runs)
+    print(f"\n{header(arguments.dtype, arguments.autotune)}")
+    print("\n".join(map(line, rows)))
     print(f"\n{summary(rows, arguments.dtype, time.perf_counter() - start)}", flush=True)
     if arguments.json:
         measured = [row for row in rows if "error" not in row]
@@ -249,7 +360,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "dtype": arguments.dtype,
             "tolerance": tolerance(arguments.dtype),
             "rows": rows,
-            "geometric_mean": geometric_means(measured) if measured else {},
+            "geometric_means_of_runs": geometric_means(measured) if measured else {},
         }
         with open(arguments.json, "w") as file:
             json.dump(report, file, indent=1)

@@ -41,7 +41,9 @@ def autotune(
       *args, **kwargs: its arguments; a `jax.ShapeDtypeStruct` may stand for an array. If `f` has
         arguments named `seconds` or `device`, give it those by `functools.partial`.
       seconds: after how many seconds no third or later candidate is tried, for each value, each
-        gradient and each pair of gradients. Compiling counts. All may take three times as long.
+        gradient and each pair of gradients. Compiling counts. Each candidate is then called three
+        times, however long that takes; those near the fastest, and jax.lax's own, are called for
+        as many seconds again.
       device: where to measure; None is JAX's default device, of this process.
 
     Returns:

@@ -3,11 +3,13 @@
 import math
 import os
 import platform
+import random
+import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,9 @@ from jaxconvt._call import real_part
 from jaxconvt._layers import Layer
 
 Fn = Callable[..., Any]
-Seconds = dict[str, float | None]
+Sampler = Callable[[], float]  # times something, and returns seconds
+K = TypeVar("K")
+T = TypeVar("T")
 
 REFERENCE = "jax.lax"
 
@@ -35,12 +39,12 @@ TOLERANCES = {
 
 FLOAT8 = 0.3  # which has two or three bits
 
-# A function is called until its calls have taken `_PATIENCE` seconds, or `_MOST_CALLS` times. If
-# it is the same program as jax.lax's it is not timed. If that program takes over `SLOW` seconds to
-# compile and call, it is not run again either.
-_PATIENCE = 0.06
-SLOW = 0.25
-_MOST_CALLS = 20
+SLOW = 0.25  # seconds to compile and call a program; it is not compiled and called again then
+VERY_SLOW = 1.0  # seconds of a call that needs no warming
+NOISY = 1.5  # more than so much of `spread` is shown
+
+_SAMPLE = 1e-3  # about how many seconds of calls, one after the other, are one sample
+_MOST_IN_A_ROW = 50
 
 # What jax.lax.conv_transpose has no arguments for, as one writes it without jaxconvt.
 _BY_HAND: dict[str, dict[str, Any]] = {
@@ -98,50 +102,175 @@ def program(lowered: Any) -> str:
     return rest if name.startswith("module @") else text
 
 
-def interleaved(
-    functions: dict[str, Fn], *args: jax.Array
-) -> tuple[dict[str, Any], Seconds, dict[str, float]]:
-    """What each function returns, the median seconds of its calls, and the seconds to compile it.
+def instructions(compiled: Any) -> str:
+    """A compiled program, less what it and its parts are called, and where it comes from.
 
-    The functions are called in turn, the reference first. If a function is the reference's
-    program, its median is None; if that program is slow, its result is the reference's, too.
+    Empty if the backend does not show it.
     """
-    lowered = {name: jax.jit(f).lower(*args) for name, f in functions.items()}
-    programs = {name: program(x) for name, x in lowered.items()}
-    results: dict[str, Any] = {}
-    times: dict[str, list[float]] = {}
-    calls: dict[str, Fn] = {}
-    compiling: dict[str, float] = {}
+    lines = [line for line in (compiled.as_text() or "").splitlines() if " = " in line]
+    text = _METADATA.sub("", "\n".join(lines))
+    names: dict[str, str] = {}
+    return _NAME.sub(lambda found: names.setdefault(found[0], f"%{len(names)}"), text)
 
-    def call(name: str, function: Fn) -> float:
-        start = time.perf_counter()
-        results[name] = jax.block_until_ready(function(*args))
-        return time.perf_counter() - start
 
-    slow = False
-    for name in functions:
-        twin = name != REFERENCE and programs[name] == programs[REFERENCE]
-        if twin and slow:
-            results[name] = results[REFERENCE]
+_METADATA = re.compile(r', metadata=\{(?:[^{}"]|"(?:[^"\\]|\\.)*")*\}')
+_NAME = re.compile(r"%[\w.-]+")
+
+
+class Programs(NamedTuple):
+    """Functions of the same arrays, compiled and called once."""
+
+    results: dict[str, Any]
+    samplers: dict[str, Sampler]  # of each program, by the first function that is that program
+    same: dict[str, str]  # by function, that first function
+    compiling: dict[str, float]  # seconds, of one compilation of each program that XLA gets
+
+
+def compiled(functions: Mapping[str, Fn], *args: jax.Array) -> Programs:
+    """Each function, compiled and called once.
+
+    Functions are one program if XLA gets the same, or makes the same of them. Where XLA gets the
+    same, and the first of them is slow, the others are not compiled: its results are theirs.
+    """
+    programs = Programs({}, {}, {}, {})
+    first: dict[str, str] = {}  # by a program's text
+    slow = set()
+    for name, function in functions.items():
+        lowered = jax.jit(function).lower(*args)
+        given = program(lowered)
+        if first.get(given) in slow:
+            programs.same[name] = first[given]
+            programs.results[name] = programs.results[first[given]]
             continue
-        start = time.perf_counter()
-        compiled = lowered[name].compile()
-        compiling[name] = time.perf_counter() - start
-        seconds = call(name, compiled)
-        if name == REFERENCE:
-            slow = time.perf_counter() - start > SLOW
-        if not twin:
-            calls[name], times[name] = compiled, [seconds]
-    for i in range(1, _MOST_CALLS):
-        for name in reversed(calls) if i % 2 else calls:
-            if sum(times[name]) < _PATIENCE:
-                times[name].append(call(name, calls[name]))
-    # The first call, which warms caches, counts only where there are no others.
-    medians = {
-        name: statistics.median(times[name][1:] or times[name]) if name in times else None
-        for name in functions
-    }
-    return results, medians, compiling
+        start = clock()
+        run = partial(lowered.compile(), *args)
+        if given not in first:
+            programs.compiling[name] = clock() - start
+        programs.results[name], sampler = called(run)
+        if clock() - start > SLOW:
+            slow.add(name)
+        made = instructions(run.func) or given
+        programs.same[name] = first.get(given) or first.get(made) or name
+        for text in (given, made):
+            first.setdefault(text, programs.same[name])
+        if programs.same[name] == name:
+            programs.samplers[name] = sampler
+    return programs
+
+
+def seconds_to_compile(function: Fn, *args: jax.Array) -> float:
+    """Of another compilation; JAX keeps programs by function, so it is of a new one."""
+    lowered = jax.jit(lambda *args: function(*args)).lower(*args)
+    start = clock()
+    lowered.compile()
+    return clock() - start
+
+
+# The clock
+
+
+clock = time.perf_counter
+
+
+def seconds_of(
+    call: Callable[[], Any], wait: Callable[[Any], Any] = jax.block_until_ready, count: int = 1
+) -> float:
+    """Of one call, of so many in a row."""
+    start = clock()
+    for _ in range(count):
+        result = call()
+    wait(result)
+    return (clock() - start) / count
+
+
+def called(
+    call: Callable[[], Any], wait: Callable[[Any], Any] = jax.block_until_ready
+) -> tuple[Any, Sampler]:
+    """What a call returns, and a sampler of further ones.
+
+    The first call warms caches. It is the first sample only if it took over a second, and on CPU:
+    elsewhere libraries are loaded then.
+    """
+    start = clock()
+    result = call()
+    wait(result)
+    seconds = clock() - start
+    count = 1
+    counts_as_sample = seconds > VERY_SLOW and jax.default_backend() == "cpu"
+
+    def sample() -> float:
+        nonlocal seconds, count, counts_as_sample
+        if counts_as_sample:
+            counts_as_sample = False
+            return seconds
+        # Calls on a GPU are queued: a clock around a short one would show the queueing.
+        seconds = seconds_of(call, wait, count)
+        count = max(1, min(_MOST_IN_A_ROW, int(_SAMPLE / max(seconds, 1e-9))))
+        return seconds
+
+    return result, sample
+
+
+def in_turn(
+    samplers: Mapping[K, Sampler],
+    least: int,
+    most: int,
+    seconds: float,
+    keep: Callable[[dict[K, list[float]]], Iterable[K]] | None = None,
+    seed: int = 0,
+) -> dict[K, list[float]]:
+    """The samples of each, in rounds: each round takes one of each, in another order.
+
+    After the least number of rounds only those stay that `keep` returns. They go on for as many
+    rounds as end within so many seconds, and for the most number of rounds in all.
+    """
+    times: dict[K, list[float]] = {name: [] for name in samplers}
+    order = list(samplers)
+    shuffled = random.Random(seed)
+    for at in range(most):
+        if at == least:
+            start = clock()
+            order = list(keep(times)) if keep else order
+        if at >= least:
+            round_ = sum([min(times[name]) for name in order])
+            if clock() - start + round_ > seconds:
+                break
+        shuffled.shuffle(order)
+        for name in order:
+            times[name].append(samplers[name]())
+    return times
+
+
+def least_of(runs: int) -> int:
+    """How many rounds a run must have, so that all runs have three."""
+    return -(-3 // runs)
+
+
+def spread(times: Sequence[float]) -> float:
+    """The third quartile over the first; above `NOISY`, figures are marked."""
+    first, _, third = statistics.quantiles(times, n=4, method="inclusive")
+    return third / first if first else 1.0
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    return math.exp(statistics.fmean(map(math.log, values)))
+
+
+def runs_of(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The rows as each run alone would have them; none, if a row does not say what they were."""
+    runs = min([len(row.get("runs", ())) for row in rows], default=0)
+    return [[{**row, **row["runs"][run]} for row in rows] for run in range(runs)]
+
+
+def positive(text: str) -> int:
+    """For command lines: a number of runs."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+# Results
 
 
 def difference(a: jax.Array, b: jax.Array) -> float:

@@ -2,8 +2,7 @@
 
 import itertools
 import math
-import random
-import time
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -12,18 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxconvt import _apart, _compat, _costs, _plan, _primitive
+from jaxconvt import _apart, _compat, _costs, _measure, _plan, _primitive
 from jaxconvt._call import Call, Choice
 from jaxconvt._canonical import canonical, users
-from jaxconvt._measure import difference, tolerance
 from jaxconvt._tuning import TITLES, Case, Pick
+from jaxconvt._words import first_line
 
 Picks = tuple[Choice, ...]  # of one face, or of both gradients
 
 TIE = 1.03  # a pick must be so many times as fast as the default's: less may be noise
-SLOW = 1.5  # a candidate that takes more than so many times the least is not called again
-ROUNDS = 3, 20  # the least and the most rounds: each round calls every candidate left
-SAMPLE = 1e-3  # about how many seconds of calls, one after the other, are one measurement
+SLOW = 1.5  # a candidate that takes more than so many times the least is dropped
+ROUNDS = 3, 20  # of calls in turn: after the first number slow ones are dropped
 PAIRS = 6  # how many of the best pairs of gradients are measured; the default's and auto's always
 
 
@@ -39,7 +37,7 @@ def fastest(
         operands = _operands(case, device)
         most = _tolerance(case, backend == "cpu")
 
-        def race(faces: Sequence[str], picks: Sequence[Picks]) -> dict[Picks, float]:
+        def race(faces: Sequence[str], picks: Sequence[Picks]) -> dict[Picks, list[float]]:
             functions = {pick: _function(faces, pick, case, params) for pick in picks}
             times, reasons = _race(functions, operands, seconds, most)
             title = TITLES[case.what if len(faces) > 1 else faces[0]]
@@ -57,13 +55,18 @@ def fastest(
     return _pick(case, times, left_out) if times else None, left_out
 
 
-def _pick(case: Case, times: dict[Picks, float], left_out: Sequence[str]) -> Pick:
+def _pick(case: Case, times: Mapping[Picks, list[float]], left_out: Sequence[str]) -> Pick:
     """The first is the default's, which wins ties."""
     default = next(iter(times))
-    best = min(times, key=lambda picks: times[picks])
-    if times[best] * TIE >= times[default]:
+    medians = {
+        picks: _median(own)
+        for picks, own in times.items()
+        if len(own) == len(times[default])  # the others were dropped
+    }
+    best = min(medians, key=lambda picks: medians[picks])
+    if medians[best] * TIE >= medians[default]:
         best = default
-    fastest, reference = (float(f"{times[picks]:.3g}") for picks in (best, default))
+    fastest, reference = (float(f"{medians[picks]:.3g}") for picks in (best, default))
     return Pick(case, best, fastest, reference, tuple(left_out))
 
 
@@ -76,7 +79,9 @@ def _in_order(call: Call, cost: Any) -> list[Choice]:
     return list(dict.fromkeys([_plan.candidates(call)[0], first, *others]))
 
 
-def _pairs(singles: Sequence[dict[Picks, float]], calls: Sequence[Call], cost: Any) -> list[Picks]:
+def _pairs(
+    singles: Sequence[Mapping[Picks, list[float]]], calls: Sequence[Call], cost: Any
+) -> list[Picks]:
     """The default's, what auto picks, and those that ought to be fastest: some share work."""
     auto = tuple([_plan.choose("auto", cost, call, True) for call in calls])
     calls = [_plan.widened(call, cost) for call in calls]
@@ -84,7 +89,7 @@ def _pairs(singles: Sequence[dict[Picks, float]], calls: Sequence[Call], cost: A
     times: dict[Picks, float] = {}
     for one, other in itertools.product(*singles):
         picks = one + other
-        measured = singles[0][one] + singles[1][other]
+        measured = _median(singles[0][one]) + _median(singles[1][other])
         pair = estimated.get(picks)
         saved = pair.saved / (pair.seconds + pair.saved) if pair else 0.0
         times[picks] = measured * (1 - saved)
@@ -97,73 +102,69 @@ def _race(
     operands: dict[str, Any],
     seconds: float,
     most: float,
-) -> tuple[dict[Picks, float], list[str]]:
-    """Medians of functions called in turn, and why others are left out.
+) -> tuple[dict[Picks, list[float]], list[str]]:
+    """Samples of functions called in turn, and why others are left out.
 
-    The first is the reference, from which the others may differ by `most`, see `_differences`.
+    The first is the reference, from which the others may differ by `most`, see `_differences`. It
+    has as many samples as the fastest; what was dropped on the way has fewer.
     """
-    end = _clock() + seconds
-    times: dict[Picks, list[float]] = {}
-    runs: dict[Picks, Callable[[], Any]] = {}
+    end = _measure.clock() + seconds
+    samplers: dict[Picks, Callable[[], float]] = {}
+    same: dict[Picks, Picks] = {}  # the first that is the same program
+    programs: dict[str, Picks] = {}
     left_out = []
     expected: Any = None
     for at, (picks, function) in enumerate(functions.items()):
-        if at > 1 and _clock() > end:
+        if at > 1 and _measure.clock() > end:
             break
+        _apart.check()
+        wrong = ""
         try:
             run = partial(jax.jit(function).lower(operands).compile(), operands)
-            result = jax.block_until_ready(run())
-            expected = expected or result
-            wrong = _differences(result, expected, most)
+            program = _measure.instructions(run.func) or str(picks)
+            if program not in programs:
+                result, sampler = _measure.called(run)
+                expected = expected or result
+                wrong = _differences(result, expected, most)
         except Exception as e:  # whatever a backend may raise: it is not to be picked, then
-            wrong = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
+            wrong = first_line(e)
         if wrong:
             left_out.append(f"{', '.join(map(str, picks))}: {wrong}")
-            if not times:  # nothing to compare with
+            if not same:  # nothing to compare with
                 break
             continue
-        times[picks], runs[picks] = [_sample(picks, run, 1)], run
-    counts = {
-        picks: max(1, min(50, int(SAMPLE / max(own[0], 1e-9)))) for picks, own in times.items()
-    }
-    order = _near({picks: own[0] for picks, own in times.items()})
-    for rounds in range(ROUNDS[1]):
-        late = _clock() - end
-        if late > 2 * seconds or (late > 0 and rounds >= ROUNDS[0]) or len(order) < 2:
-            break
-        random.Random(rounds).shuffle(order)
-        for picks in order:
-            times[picks].append(_sample(picks, runs[picks], counts[picks]))
-        if rounds == ROUNDS[0]:
-            order = _near({picks: float(np.median(times[picks][1:])) for picks in order})
-    # The first call warms caches; it counts where there are no others.
-    medians = {picks: float(np.median(own[1:] or own)) for picks, own in times.items()}
-    return medians, left_out
+        same[picks] = programs.setdefault(program, picks)
+        if same[picks] == picks:
+            samplers[picks] = partial(_unless_interrupted, sampler)
+    times = _measure.in_turn(samplers, *ROUNDS, seconds, _near)
+    return {picks: times[program_of] for picks, program_of in same.items()}, left_out
 
 
-def _near(times: dict[Picks, float]) -> list[Picks]:
-    """Those that may be the fastest."""
-    least = min(times.values(), default=0.0)
-    return [picks for picks, seconds in times.items() if seconds <= SLOW * least]
-
-
-_clock = time.perf_counter
-
-
-def _sample(picks: Picks, run: Callable[[], Any], count: int) -> float:
-    """Seconds of one call, of several in a row."""
+def _unless_interrupted(sampler: Callable[[], float]) -> float:
     _apart.check()
-    start = _clock()
-    for _ in range(count):
-        result = run()
-    jax.block_until_ready(result)
-    return (_clock() - start) / count
+    return sampler()
+
+
+# The lower one of an even number: a call that is held up is slower, never faster.
+_median = statistics.median_low
+
+
+def _near(times: Mapping[Picks, list[float]]) -> list[Picks]:
+    """The reference, and what may be the fastest; none if there is nothing to compare.
+
+    A candidate is dropped if its least sample is slow beside the median of another: one call that
+    was held up changes neither much.
+    """
+    reference = next(iter(times), None)
+    least = min(map(_median, times.values()), default=0.0)
+    near = [picks for picks, own in times.items() if picks == reference or min(own) <= SLOW * least]
+    return near if len(near) > 1 else []
 
 
 def _differences(result: Any, expected: Any, most: float) -> str:
     """In words, if there are any but those of rounding; `expected` may be the result itself."""
     for ours, theirs in zip(result, expected, strict=True):
-        largest = difference(ours, theirs)
+        largest = _measure.difference(ours, theirs)
         if not largest <= most:
             return (
                 f"its largest difference from the default is {largest:.0e} of the largest "
@@ -174,7 +175,7 @@ def _differences(result: Any, expected: Any, most: float) -> str:
 
 def _tolerance(case: Case, on_cpu: bool) -> float:
     """The largest difference that rounding may make, of the largest magnitude in an array."""
-    most = max([tolerance(dtype, on_cpu) for dtype in (case.lhs, case.rhs, case.out)])
+    most = max([_measure.tolerance(dtype, on_cpu) for dtype in (case.lhs, case.rhs, case.out)])
     # Long sums, in float32 at least, are rounded more often.
     return max(most, float(np.finfo(np.float32).eps) * _terms(case) ** 0.5) if most else most
 

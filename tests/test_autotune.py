@@ -1,7 +1,10 @@
 """`autotune` and `Tuning`: what is found, what is picked, and what is kept of it."""
 
+import collections
+import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import os
@@ -25,7 +28,7 @@ from jax import export, lax
 from jaxlib.version import __version__ as jaxlib_version
 
 import jaxconvt
-from jaxconvt import _autotune, _compat, _primitive, _race, _tuning
+from jaxconvt import _autotune, _compat, _measure, _primitive, _race, _tuning
 from jaxconvt._call import Choice
 from jaxconvt._lowerings import LOWERINGS
 from tests import util
@@ -39,16 +42,24 @@ def conv(lhs, rhs, implementation="auto", **more):
     return jaxconvt.conv_transpose(lhs, rhs, (2, 1), "SAME", implementation=implementation, **more)
 
 
-def tuned(f, *args, times=None, **kwargs):
-    """`autotune` by a clock that shows these seconds for these picks, 1 for others."""
+@contextlib.contextmanager
+def clocked(seconds_of, clock=lambda: 0.0):
+    """A sample of these picks takes these seconds, by a clock that else stands still."""
+    in_turn = _measure.in_turn
 
-    def sample(picks, run, count):
-        return (times or {}).get(picks, 1.0)
+    def faked(samplers, *args):
+        return in_turn({picks: functools.partial(seconds_of, picks) for picks in samplers}, *args)
 
     with (
-        mock.patch.object(_race, "_sample", sample),
-        mock.patch.object(_race, "_clock", lambda: 0.0),
+        mock.patch.object(_measure, "in_turn", faked),
+        mock.patch.object(_measure, "clock", clock),
     ):
+        yield
+
+
+def tuned(f, *args, times=None, **kwargs):
+    """`autotune` by a clock that shows these seconds for these picks, 1 for others."""
+    with clocked(lambda picks: (times or {}).get(picks, 1.0)):
         return jaxconvt.autotune(f, *args, **kwargs)
 
 
@@ -299,55 +310,106 @@ class PickedTest(parameterized.TestCase):
         self.assertEqual(by_what["gradients"].choices, (COL2IM, COL2IM))
         self.assertEqual(by_what["out"].choices, (POLYPHASE,))
 
-    def test_what_is_slow_is_called_once(self):
-        calls = {}
+    @parameterized.parameters((COL2IM,), (DILATED,))
+    def test_what_is_slow_is_dropped(self, slow):
+        calls = collections.Counter()
 
-        def sample(picks, run, count):
-            calls[picks] = calls.get(picks, 0) + 1
-            return 9.0 if picks == (COL2IM,) else 1.0
+        def seconds_of(picks):
+            calls[picks] += 1
+            return 9.0 if picks == (slow,) else 1.0
 
-        with (
-            mock.patch.object(_race, "_sample", sample),
-            mock.patch.object(_race, "_clock", lambda: 0.0),
-        ):
-            jaxconvt.autotune(conv, X, W)
-        self.assertEqual(calls.pop((COL2IM,)), 1)
-        self.assertEqual(set(calls.values()), {1 + _race.ROUNDS[1]})
+        with clocked(seconds_of):
+            jaxconvt.autotune(conv, X, W, seconds=100.0)
+        # Not on one sample, and not the reference.
+        least, most = _race.ROUNDS
+        self.assertEqual(calls.pop((slow,)), most if slow == DILATED else least)
+        self.assertEqual(set(calls.values()), {most})
 
     def test_in_changing_order(self):
         order = []
 
-        def sample(picks, run, count):
+        def seconds_of(picks):
             order.append(picks)
             return 1.0
 
-        with (
-            mock.patch.object(_race, "_sample", sample),
-            mock.patch.object(_race, "_clock", lambda: 0.0),
-        ):
-            jaxconvt.autotune(conv, X, W)
+        with clocked(seconds_of):
+            jaxconvt.autotune(conv, X, W, seconds=100.0)
         count = len(set(order))
-        rounds = {tuple(order[at : at + count]) for at in range(count, len(order), count)}
+        rounds = {tuple(order[at : at + count]) for at in range(0, len(order), count)}
         self.assertGreater(len(rounds), 5)
 
     def test_within_its_seconds(self):
         now = [0.0]
-        tried = set()
+        calls = collections.Counter()
 
         def clock():
             now[0] += 1.0
             return now[0]
 
-        def sample(picks, run, count):
-            tried.add(picks)
+        def seconds_of(picks):
+            calls[picks] += 1
             return 1.0
 
-        with (
-            mock.patch.object(_race, "_sample", sample),
-            mock.patch.object(_race, "_clock", clock),
-        ):
+        with clocked(seconds_of, clock):
             jaxconvt.autotune(conv, X, W, seconds=0.5)
-        self.assertLen(tried, 2)  # the default, and what auto would pick
+        # The default, and what auto would pick: as often as is needed.
+        self.assertEqual(list(calls.values()), [_race.ROUNDS[0]] * 2)
+
+    # Wherever they fall: on the reference's first, the best one's, the last. Of long calls there
+    # are only three or four each.
+    @parameterized.parameters((5, 1e-3), (10, 1e-3), (25, 1e-3), (8, 0.2), (10, 1.0), (25, 1.0))
+    def test_calls_that_are_held_up(self, every, scale):
+        """One call in so many takes ten times as long."""
+        (case,) = [measured.case for measured in value_tuning().picks]
+        profiles = [
+            {DILATED: 2.0, COL2IM: 1.0, POLYPHASE: 1.2},  # the default is slow
+            {DILATED: 1.0, COL2IM: 2.0, POLYPHASE: 1.2},  # it is the best
+            {DILATED: 1.0, COL2IM: 1.0, POLYPHASE: 5.0},  # it ties
+            {DILATED: 5.0, COL2IM: 1.0},
+        ]
+        for profile, first in itertools.product(profiles, range(every)):
+            now, calls = [0.0], itertools.count(-first)
+
+            def seconds_of(picks, profile=profile, now=now, calls=calls):
+                seconds = scale * profile[picks[0]] * (1 if next(calls) % every else 10)
+                now[0] += seconds
+                return seconds
+
+            with self.subTest(f"{profile}, {first}"), clocked(seconds_of, lambda now=now: now[0]):
+                samplers = dict.fromkeys([(choice,) for choice in profile])
+                times = _measure.in_turn(samplers, *_race.ROUNDS, 1.0, _race._near)
+                pick = _race._pick(case, times, ())
+                best = min(profile, key=lambda choice: profile[choice])
+                self.assertEqual(pick.choices, (best,))
+                ratio = pick.default_seconds / pick.seconds
+                self.assertAlmostEqual(ratio, profile[DILATED] / profile[best], delta=0.01)
+
+    def test_a_machine_that_slows_down(self):
+        """What was dropped before is not the faster for it."""
+        calls = itertools.count()
+        profile = {DILATED: 1.0, COL2IM: 0.5, POLYPHASE: 0.9}
+
+        def seconds_of(picks):
+            slowed = next(calls) >= len(profile) * _race.ROUNDS[0]
+            return profile[picks[0]] * (4 if slowed else 1)
+
+        with clocked(seconds_of):
+            samplers = dict.fromkeys([(choice,) for choice in profile])
+            times = _measure.in_turn(samplers, *_race.ROUNDS, 100.0, _race._near)
+        (case,) = [measured.case for measured in value_tuning().picks]
+        measured = _race._pick(case, times, ())
+        self.assertEqual(measured.choices, (COL2IM,))
+        self.assertEqual(measured.default_seconds, 2 * measured.seconds)
+
+    def test_the_same_program_is_timed_once(self):
+        """On CPU jax.lax's gradient of lhs is that of "strided": one can't be the faster."""
+        timed = []
+        alone = lambda x, w: jax.linear_transpose(lambda x: conv(x, w), X)(x)  # noqa: E731
+        ct = util.cotangent((2, 12, 5, 3), np.float32)
+        with clocked(lambda picks: timed.append(picks) or 1.0):
+            jaxconvt.autotune(alone, ct, W)
+        self.assertIn((DILATED,), timed)
+        self.assertNotIn((Choice("strided"),), timed)
 
     @parameterized.named_parameters(
         ("wrong", lambda out: out + 1, "largest difference"),
@@ -398,21 +460,20 @@ class PickedTest(parameterized.TestCase):
 
     def test_interrupted(self):
         """By a signal, which reaches the main thread alone: no more calls are made."""
-        original, calls, threads = _race._sample, [], set()
+        original, calls, threads = _measure.seconds_of, [], set()
 
-        def sample(*args):
+        def seconds_of(*args):
             threads.add(threading.current_thread())
-            if len(calls) == 1:
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(0.2)
-            seconds = original(*args)
-            calls.append(seconds)
-            return seconds
+            calls.append(args)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+            return original(*args)
 
-        with mock.patch.object(_race, "_sample", sample), self.assertRaises(KeyboardInterrupt):
-            jaxconvt.autotune(conv, X, W)
-        for thread in threads:
-            thread.join(60)
+        with mock.patch.object(_measure, "seconds_of", seconds_of):
+            with self.assertRaises(KeyboardInterrupt):
+                jaxconvt.autotune(conv, X, W)
+            for thread in threads:
+                thread.join(60)
         self.assertLen(calls, 1)
         self.assertLen(jaxconvt.autotune(conv, X, W, seconds=0).picks, 1)
 
