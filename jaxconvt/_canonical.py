@@ -34,7 +34,7 @@ def users(array: str, x: jax.Array, dn: lax.ConvDimensionNumbers, flipped: bool)
         x = _move(x, at, axis)
         merged = *x.shape[:axis], x.shape[axis] * x.shape[axis + 1], *x.shape[axis + 2 :]
         x = lax.reshape(x, merged)
-    return _transpose(x, np.argsort(_order(array, dn, flipped)))
+    return _transpose(x, np.argsort(_order(array, dn, flipped)).tolist())
 
 
 def _axes_of_groups(array: str, ndim: int, flipped: bool) -> tuple[int, int]:
