@@ -1,19 +1,32 @@
-"""TPU: cycles, by formulas that were fitted to what XLA's compiler estimates.
+"""TPU: cycles, by formulas that were fitted to what XLA's compiler estimates for a v5e.
 
-`benchmarks/compilers.py` gets its estimates, without a TPU. Two things decide. XLA multiplies the
-zeros of a dilated lhs, in tiles of 128 channels, even if there are fewer channels. The other
-lowerings copy what they make of the output, in such tiles, too. The formulas estimate XLA's own
-lowering low and all others high, so that another is picked only where it is surely faster.
+`benchmarks/compilers.py` gets its estimates, without a TPU. XLA's own program is often the best
+here, and it is what is left where nothing is sure: the formulas estimate it low, and all others
+high. They do not predict cycles. Another is picked only where
+
+- XLA multiplies many zeros of a dilated lhs, in tiles that channels or images do not fill;
+- it divides few images into parts, and interleaves these: in 1-D, and for whole tiles of rows;
+- it reverses a large kernel gradient, which "strided" makes in the order that it is stored in;
+- it makes a kernel gradient of groups of one channel, or from a huge cotangent of one image.
 """
 
-from jaxconvt._call import Call, Convolution, Work, window_bytes
+import math
+
+from jaxconvt._call import Call, Convolution, Work
 from jaxconvt._costs._interface import Cost
 from jaxconvt._geometry import runs
 
-LANES = 128  # channels of a tile
 CYCLE = 1 / 1.5e9  # seconds, of a v5e
-MULTIPLIED = 1 / 131e3  # cycles per flop of bfloat16 of full tiles
-OPERATION = 8e3  # cycles to start one more
+LANES, ROWS = 128, 8  # of a tile
+TILE = 2048  # bytes of a tile of bfloat16
+NEAR = 48e6  # bytes of tiles that XLA reads often without a delay
+START = 6e3  # cycles of any program, at least
+OPERATION = 25e3  # cycles more for each part of a result that is made alone
+FEW = 2  # images that XLA divides into parts in 1-D ...
+SOME = 4  # ... and in 2-D and 3-D
+NARROW = 4  # channels of a cotangent whose tiles are mostly empty
+BETTER = 0.8  # of XLA's cycles, where no layer took more than XLA's
+UNKNOWN = 4.0  # times XLA's cycles, where no layer was looked at, or some took more
 
 
 class Tpu(Cost):
@@ -21,58 +34,120 @@ class Tpu(Cost):
     basis = "cycles that XLA's compiler estimates for a v5e, not on a clock"
 
     def seconds(self, call: Call, work: Work, in_loop: bool = False) -> float:
-        cycles = OPERATION + call.rhs_bytes / 60
-        if work.convolution:
-            cycles = self._convolution(call, work, work.convolution)
-        elif work.products:
-            cycles += self._products(call, work)
+        made = work.convolution
+        if made and _is_xlas(call, work, made):
+            cycles = _own(call)
+            if made.form == "kernel gradient" and call.flipped:
+                cycles += call.rhs_bytes / 100  # to reverse it
+        elif in_loop or call.kernel_dilated or not call.axes:
+            cycles = UNKNOWN * _own(call)
+        elif made and made.form == "filter gradient":
+            cycles = _filter_gradient(call)
+        elif call.g > 1:
+            cycles = UNKNOWN * _own(call)
         else:
-            cycles += work.sums * (call.out_bytes / 20 + OPERATION)
+            cycles = _polyphase(call, made.calls) if made else _products(call, work)
         return cycles * CYCLE * (2 if call.kind == "float32" else 1)
 
-    def _products(self, call: Call, work: Work) -> float:
-        spread = 2.0 if call.j == 1 else max(LANES / 2 / call.j, 1.0) ** 0.7
-        spread *= 4.0 if call.g > 1 else 1.0
-        spread = spread**0.5 if work.patches else spread
-        moved = work.made / (2 if call.face == "out" else 1) * spread + work.patches
-        multiplied = work.product_flops * MULTIPLIED
-        if call.g > 1:  # groups are brought to the front
-            moved += (call.lhs_bytes + call.out_bytes) * spread
-        moved *= 2.0 if call.kernel_dilated else 1.0
-        if len(call.axes) > 1 and any(len(runs(axis)) > 1 for axis in call.axes):
-            moved *= 16.0 if len(call.axes) > 2 and call.j < 8 else 4.0  # folded axis by axis
-        return moved / 55 + multiplied + (work.products - 1) * OPERATION
 
-    def _convolution(self, call: Call, work: Work, made: Convolution) -> float:
-        # Where a strided image, or a stuffed lhs, has few channels, taps fill the tiles.
-        few = 8 if call.face == "lhs" and len(call.axes) > 1 else LANES
-        zeros = made.form != "forward"
-        stuffed = 8 if call.face == "out" and zeros and call.i < 8 else LANES
-        tiles = _tiled(call.i, stuffed) * _tiled(call.j, few) / (call.i * call.j)
-        cycles = (call.stuffed_flops if zeros else call.flops) * MULTIPLIED * tiles
-        if call.g > 1:  # groups share tiles: what is read and written costs most
-            cycles = call.bytes / 30
-            if made.form == "kernel gradient":
-                cycles *= 0.3 if len(call.axes) == 1 else 2.5
-        elif call.face == "rhs":
-            cycles *= 0.1
-            if made.form == "filter gradient":  # its transposes are large
-                cycles += (call.lhs_bytes + call.out_bytes) / 20
-        elif call.face == "out" and zeros:
-            narrow = min(_tiled(call.j) / call.j - 1, call.i / 32, 1.0) * call.out_bytes / 35
-            wide = call.j >= LANES // 2
-            cycles *= (4.0 if len(call.axes) == 1 else 0.7) if wide else 0.5
-            cycles += narrow
-        if work.made:  # the results put together
-            cycles += work.made / 60 + call.rhs_bytes / 60 + made.calls * OPERATION
-            cycles += (made.calls - 1) * 3 * OPERATION
-            one = window_bytes(call.n * call.g * call.extent("size"), call.i, call.itemsize)
-            cycles += max(made.windows - one, 0) / 10
-        return cycles
+def _is_xlas(call: Call, work: Work, made: Convolution) -> bool:
+    """Whether XLA makes much the same of it as of its own."""
+    polyphase = call.face == "out" and made.form == "forward" and work.made > 0
+    return not polyphase and made.form != "filter gradient"
 
 
-def _tiled(channels: int, to: int = LANES) -> int:
-    return -(-channels // to) * to
+def _own(call: Call) -> float:
+    """Of XLA's own convolution, at least."""
+    tiles = _tiles(call)
+    if call.face == "out":
+        if _slow(call):
+            return START + 2 * _multiplied(call) + tiles * TILE / 100
+        apart = any(len(runs(axis)) == 1 for axis in call.axes)  # taps: XLA skips some zeros
+        return max(_multiplied(call) * (0.15 if apart else 0.5), tiles * TILE / 400)
+    if call.face == "lhs":
+        return START
+    if call.g > 1:
+        return START + call.out_bytes / 60
+    read = 0.0 if _cropped(call) else tiles * TILE
+    if read > NEAR and call.n == 1:
+        return read / 25
+    return START + call.rhs_bytes / 160 + read / (500 if _slow(call) else 700)
+
+
+def _filter_gradient(call: Call) -> float:
+    """Its result may have to be reversed, and the cotangent is laid out with channels as lanes."""
+    reverse = 0 if call.flipped else 2e3 + call.rhs_bytes / 60
+    if call.g == 1:
+        return _own(call) + reverse + call.out_bytes * _padding(call.j) / 125
+    if call.i == 1 and len(call.axes) > 1 and call.strided and not _cropped(call):
+        return START + call.out_bytes / 150 + call.rhs_bytes / 20 + reverse
+    return UNKNOWN * _own(call)
+
+
+def _polyphase(call: Call, calls: int) -> float:
+    whole = all(axis.size % ROWS == 0 for axis in call.axes) and not _cropped(call)
+    if calls == 1 and whole and call.n <= SOME and len(call.axes) > 1:
+        return BETTER * _own(call)
+    return START + _parts(call, calls, call.out_bytes)
+
+
+def _products(call: Call, work: Work) -> float:
+    if call.face == "lhs":
+        sure = _slow(call) and call.j <= NARROW and call.axes[0].size >= LANES
+        return (BETTER if sure and not work.patches else UNKNOWN) * _own(call)
+    if work.patches:
+        kernel = call.rhs_bytes / 14 if call.face == "rhs" else 0
+        return _parts(call, work.products, work.made) + kernel
+    made = 4 * call.contributions  # bytes of Y or U (see `_lowerings.col2im`)
+    if _slow(call):
+        return 8e3 + made / 150 + call.rhs_bytes / 160 + (OPERATION if _cropped(call) else 0)
+    # Rows of the image may be lanes, too.
+    kernel = call.rhs_bytes / 40 if call.face == "rhs" else 0
+    last = call.axes[-1]
+    if all(len(runs(axis)) == 1 for axis in call.axes):  # nothing is added up
+        padding = min(_padding(call.j), _padding(last.out))
+        return START + call.out_bytes * padding / 22 + kernel
+    padding = min(_padding(call.j), _padding(last.size))
+    return START + OPERATION + made * padding / 36 + kernel + _dense(call)
+
+
+def _parts(call: Call, parts: int, made: int) -> float:
+    """Parts are made one by one, and interleaved."""
+    whole = all(axis.size % ROWS == 0 for axis in call.axes)
+    interleaved = made * _padding(call.j) / (66 if whole else 25)
+    return parts * OPERATION + interleaved + _dense(call)
+
+
+def _multiplied(call: Call) -> float:
+    """Each tile of the output by each of the kernel, with the zeros of a dilated lhs."""
+    taps = min(call.extent("taps"), call.extent("size"))  # XLA may exchange kernel and lhs
+    return 2 * _tiles(call) * max(taps * call.i / LANES, 1)
+
+
+def _dense(call: Call) -> float:
+    """The same, without zeros."""
+    return _multiplied(call) / math.prod([axis.stride for axis in call.axes])
+
+
+def _tiles(call: Call) -> float:
+    """Of the output, with channels or images as lanes."""
+    out, channels = call.extent("out"), call.g * call.j
+    as_lanes = (call.n * out, channels), (out * channels, call.n)
+    return min([rows * math.ceil(lanes / LANES) / ROWS for rows, lanes in as_lanes])
+
+
+def _padding(size: int) -> float:
+    """How many times as large rows of lanes are that hold so many."""
+    return math.ceil(size / LANES) * LANES / size
+
+
+def _slow(call: Call) -> bool:
+    return len(call.axes) == 1 and call.n <= FEW
+
+
+def _cropped(call: Call) -> bool:
+    """Whether some outputs meet no tap."""
+    return any(axis.taps < axis.stride for axis in call.axes)
 
 
 TPU = Tpu()
