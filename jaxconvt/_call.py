@@ -70,7 +70,8 @@ class Call(NamedTuple):
     g: int
     i: int
     j: int
-    itemsize: int  # bytes of an element; of complex numbers, of a part
+    dtypes: tuple[Any, Any, Any]  # of lhs, rhs and output, as the user has them
+    itemsize: int  # bytes of an element that is multiplied; of complex numbers, of a part
     kind: str  # of dtype: "float32" (and narrower), "bfloat16", "float64" or "integer"
     flipped: bool  # whether rhs is stored as the kernel of the forward convolution: reversed
     dimension_numbers: lax.ConvDimensionNumbers  # of the user's arrays
@@ -155,22 +156,73 @@ class Call(NamedTuple):
         padded = math.prod([max(int(axis.padded), 1) for axis in self.axes])
         return self.itemsize * self.n * self.g * self.i * padded
 
+    def elements(self, array: str) -> int:
+        """Of "lhs", "rhs" or "out"."""
+        if array == "rhs":
+            return self.g * self.i * self.j * self.extent("taps")
+        channels, extent = (self.i, "size") if array == "lhs" else (self.j, "out")
+        return self.n * self.g * channels * self.extent(extent)
+
+    def bytes_of(self, array: str) -> int:
+        """Bytes of "lhs", "rhs" or "out" as it is multiplied."""
+        return self.itemsize * self.elements(array)
+
     @property
     def lhs_bytes(self) -> int:
-        return self.itemsize * self.n * self.g * self.i * self.extent("size")
+        return self.bytes_of("lhs")
 
     @property
     def rhs_bytes(self) -> int:
-        return self.itemsize * self.g * self.i * self.j * self.extent("taps")
+        return self.bytes_of("rhs")
 
     @property
     def out_bytes(self) -> int:
-        return self.itemsize * self.n * self.g * self.j * self.extent("out")
+        return self.bytes_of("out")
 
     @property
     def bytes(self) -> int:
-        """Of lhs, rhs and output."""
+        """Of lhs, rhs and output, as they are multiplied."""
         return self.lhs_bytes + self.rhs_bytes + self.out_bytes
+
+    def held(self, array: str) -> int:
+        """Bytes of "lhs", "rhs" or "out" as the user has it."""
+        dtype = dict(zip(("lhs", "rhs", "out"), self.dtypes, strict=True))[array]
+        return self.elements(array) * int(jnp.dtype(dtype).itemsize)
+
+    def converted(self, array: str) -> bool:
+        """Whether the user has "lhs" or "out" in another dtype than it is multiplied in."""
+        return self.held(array) != self.bytes_of(array)
+
+    def turned(self, array: str) -> bool:
+        """Whether the user has "lhs" or "out" other than with its channels last."""
+        dn = self.dimension_numbers
+        batch, channels, *spatial = dn.lhs_spec if array == "lhs" else dn.out_spec
+        return (batch, *spatial, channels) != tuple(range(len(spatial) + 2))
+
+    def convolved(self, moved: bool = False) -> int:
+        """Bytes of the copies that XLA's CPU backend makes of images around one convolution.
+
+        With `moved`, images are also cropped before it, or padded after it.
+        """
+        if self.platform != "cpu":
+            return 0
+        if self.face == "rhs":  # whose features are the batch
+            return self.lhs_bytes + self.out_bytes
+        operand, result = ("lhs", "out") if self.face == "out" else ("out", "lhs")
+        sizes = {
+            array: self.bytes_of(array)
+            for array in (operand, result)
+            if moved or self.turned(array) or self.converted(array)
+        }
+        if sizes.get(operand, 0) <= self.held(result):  # it may lie where the result will be
+            sizes.pop(operand, None)
+        return sum(sizes.values())
+
+    @property
+    def parts(self) -> int:
+        """How many real products a product is: see `_numerics.complex_by_parts`."""
+        complex_ = any(real_part(dtype) is not None for dtype in self.dtypes)
+        return 3 if complex_ and self.platform == "cpu" else 1
 
 
 class Convolution(NamedTuple):
@@ -219,6 +271,7 @@ def describe(
     axes: Axes,
     *,
     dtype: Any,
+    dtypes: tuple[Any, Any, Any],
     flipped: bool,
     dimension_numbers: lax.ConvDimensionNumbers,
     single_device: bool,
@@ -244,6 +297,7 @@ def describe(
         g=g,
         i=i,
         j=j,
+        dtypes=dtypes,
         itemsize=dtype.itemsize,
         kind=kind,
         flipped=flipped,

@@ -22,7 +22,7 @@ def chunked(call: Call, form: Choice, temp: Callable[[Call], int], same: int = 0
     if not call.single_device:
         return form
     for chunks in _divisors(call.n):
-        if temp(call._replace(n=call.n // chunks)) <= CHUNK + same:
+        if call.parts * (temp(call._replace(n=call.n // chunks)) - same) <= CHUNK:
             return form._replace(chunks=chunks)
     return form._replace(chunks=call.n)
 

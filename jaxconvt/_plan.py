@@ -43,6 +43,15 @@ def _chunk(call: Call, choice: Choice) -> Call:
     return call._replace(n=call.n // choice.chunks)
 
 
+def temp(call: Call, choice: Choice, made: Work, cost: Cost) -> int:
+    """Bytes of all intermediates, about as XLA was seen to allocate them."""
+    size = call.parts * made.temp
+    if choice.chunks > 1:  # a loop takes whole arrays, transposed before it, and after it
+        size += sum([call.held(array) for array in ("lhs", "out") if call.turned(array)])
+        size += cost.carried(call)
+    return size
+
+
 def _seconds(call: Call, choice: Choice, made: Work, cost: Cost) -> float:
     return choice.chunks * cost.seconds(_chunk(call, choice), made, choice.chunks > 1)
 
@@ -60,12 +69,15 @@ def fitting(call: Call, implementation: str, cost: Cost) -> dict[Choice, float]:
     """
     works = {choice: work(call, choice) for choice in candidates(call, implementation)}
     times = {choice: _seconds(call, choice, made, cost) for choice, made in works.items()}
+    sizes = {choice: temp(call, choice, made, cost) for choice, made in works.items()}
+    held = sum(map(call.held, ("lhs", "rhs", "out")))
     for limit in (4, 8, 16):
-        allowance = max(limit * call.bytes, SMALL)
-        fit = {choice: time for choice, time in times.items() if works[choice].temp <= allowance}
+        fit = {
+            choice: times[choice] for choice in times if sizes[choice] <= max(limit * held, SMALL)
+        }
         if fit and min(fit.values()) <= 2 * min(times.values()):
             return fit
-    least = min(times, key=lambda choice: works[choice].temp)
+    least = min(times, key=lambda choice: sizes[choice])
     return fit or {least: times[least]}
 
 
@@ -144,7 +156,8 @@ def estimates(call: Call, cost: Cost) -> dict[Choice, Estimate]:
     for choice in candidates(call):
         made = work(call, choice)
         time, becomes = _seconds(call, choice, made, cost), cost.becomes(call, made)
-        result[choice] = Estimate(time, made.temp, choice in fit, becomes)
+        size = temp(call, choice, made, cost)
+        result[choice] = Estimate(time, size, choice in fit, becomes)
     return dict(sorted(result.items(), key=lambda item: item[1].seconds))
 
 

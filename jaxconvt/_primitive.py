@@ -88,7 +88,10 @@ def call_of(face: str, x: Any, y: Any, *, axes: Axes, dtype: Any, **where: Any) 
     `where`: flipped, dimension_numbers, single_device and platform, as `Call` has them.
     """
     common, _ = summed_in(x.dtype, y.dtype, dtype)
-    return describe(face, axes, dtype=common, **where, **_letters(face, x, y, axes))
+    arrays = zip((*OPERANDS[face], face), (x.dtype, y.dtype, dtype), strict=True)
+    of = {array: jnp.dtype(of) for array, of in arrays}
+    dtypes = of["lhs"], of["rhs"], of["out"]
+    return describe(face, axes, dtype=common, dtypes=dtypes, **where, **_letters(face, x, y, axes))
 
 
 def case_of(
@@ -163,13 +166,11 @@ def compute(
         if of_one_dtype and (lowering.as_given or (lowering.convolves and platform != "cpu")):
             # As jax.lax makes it: what multiplies narrow numbers there sums in wider ones.
             common = total = x.dtype
-        real = None if of_one_dtype and lowering.as_given else real_part(total)
+        real = real_part(total)
+        if platform == "cpu" and real is not None and not (of_one_dtype and lowering.as_given):
+            total = real  # by parts
         with jax.named_scope(f"conv_transpose/{choice.name}"):
-            x, y = x.astype(common), y.astype(common)
-            if platform == "cpu" and real is not None:
-                run = partial(_run, choice, call, how=Numerics(precision, real), dtype=real)
-                return complex_by_parts(run, x, y).astype(dtype)
-            return _run(choice, call, x, y, Numerics(precision, total), dtype)
+            return _run(choice, call, x, y, Numerics(precision, total), common, dtype)
 
 
 def _choice(implementation: Implementation, call: Call, case: Case, both_gradients: bool) -> Choice:
@@ -188,8 +189,12 @@ def _choice(implementation: Implementation, call: Call, case: Case, both_gradien
 
 
 def _run(
-    choice: Choice, call: Call, x: jax.Array, y: jax.Array, how: Numerics, dtype: Any
+    choice: Choice, call: Call, x: jax.Array, y: jax.Array, how: Numerics, common: Any, dtype: Any
 ) -> jax.Array:
+    """The face of operands converted to `common`, as `dtype`.
+
+    What is converted, or taken apart, is a chunk of the batch.
+    """
     face, lowering = call.face, LOWERINGS[choice.name]
     faces = {"out": lowering.value, "lhs": lowering.grad_lhs, "rhs": lowering.grad_rhs}
     function: Callable[..., Any] = partial(faces[face], call=call, choice=choice, how=how)
@@ -199,13 +204,19 @@ def _run(
         x, y = jnp.squeeze(x, at[0]), jnp.squeeze(y, at[1])
     elif not lowering.grouped:
         function = jax.vmap(function, (at[0], at[1]), at[2])
+    by_parts = real_part(common) is not None and real_part(how.preferred_element_type) is None
+
+    def product(x: jax.Array, y: jax.Array) -> jax.Array:
+        x, y = x.astype(common), y.astype(common)
+        return complex_by_parts(function, x, y) if by_parts else function(x, y)
+
     result: jax.Array
     if choice.chunks == 1:
-        result = cast(function(x, y), dtype)
+        result = cast(product(x, y), dtype)
     elif face == "rhs":
-        result = cast(_chunks.summed(function, choice.chunks, x, y), dtype)
+        result = cast(_chunks.summed(product, choice.chunks, x, y), dtype)
     else:
-        result = _chunks.joined(lambda part: cast(function(part, y), dtype), choice.chunks, x)
+        result = _chunks.joined(lambda part: cast(product(part, y), dtype), choice.chunks, x)
     return jnp.expand_dims(result, at[2]) if squeezed else result
 
 

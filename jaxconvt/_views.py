@@ -15,7 +15,8 @@ their transpose, by `jax.linear_transpose` (see `back`): that of `seen` adds up 
 """
 
 import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,11 +24,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxconvt._compat import varying, zeros
-from jaxconvt._geometry import Axes, Phases, one_row, phase_groups, rows, runs
+from jaxconvt._geometry import Axes, Axis, Phases, Run, one_row, phase_groups, rows, runs
 
 Group = tuple[Phases, ...]  # one of each gathered axis
 
 FEW = 8  # slices that a view of one axis may be made of
+PARTS = 27  # the same, of all axes in one step: XLA makes one array for each, if not more
 
 
 class Numerics(NamedTuple):
@@ -48,14 +50,27 @@ def groups(axes: Axes, gathered: int) -> list[Group]:
     return list(itertools.product(*[phase_groups(axis) for axis in axes[:gathered]]))
 
 
-def patches(lhs: jax.Array, axes: Axes, group: Group, front: bool = False) -> jax.Array:
-    """[n, a.., i] -> [n, m.. a.., q.., i]; with `front`, [i, n, a..] -> [q.., i, n, m.. a..]."""
+def patches(
+    lhs: jax.Array, axes: Axes, group: Group, front: bool = False, at_once: bool = False
+) -> jax.Array:
+    """[n, a.., i] -> [n, m.. a.., q.., i]; with `front`, [i, n, a..] -> [q.., i, n, m.. a..].
+
+    XLA makes an array for each axis on the way, but none on the way back of what is `at_once`.
+    """
     n = len(axes)
+    first, to = (lhs.ndim - n, 0) if front else (1, 1 + n)
+    counts = [len(phases.shifts) for phases in group]
+    if at_once and added_at_once(group):
+        sizes = zip(group, lhs.shape[first : first + len(group)], strict=True)
+        needed = [[(q, p.seen.size - size - q) for q in p.shifts] for p, size in sizes]
+        parts = [pads(lhs, first, amounts) for amounts in itertools.product(*needed)]
+        lhs = jnp.stack(parts, to)
+        return lax.reshape(lhs, (*lhs.shape[:to], *counts, *lhs.shape[to + 1 :]))
     for at in reversed(range(len(group))):
         spatial = lhs.ndim - n + at if front else 1 + at
         shifts, size = group[at].shifts, group[at].seen.size
         step = shifts[0] - shifts[1] if len(shifts) > 1 else 1
-        lhs = _windows(lhs, spatial, -shifts[0], size, len(shifts), step, 0 if front else 1 + n)
+        lhs = _windows(lhs, spatial, -shifts[0], size, len(shifts), step, to)
     return lhs
 
 
@@ -104,25 +119,116 @@ def seen(out: jax.Array, axes: Axes, group: Group) -> jax.Array:
     It goes by rows m and phases. If taps are few, no array on the way has more rows than m. An
     array that devices divide then stays where it is, and only the edges of its parts travel.
     """
-    for at, axis in enumerate((*[phases.seen for phases in group], *axes[len(group) :])):
-        axis = one_row(axis)
-        m, s, d = rows(axis), axis.stride, axis.dilation
-        out = pad(out, 1 + at, 0, m * s - axis.out)
-        out = lax.reshape(out, (*out.shape[: 1 + at], m, s, *out.shape[2 + at :]))
-        if len(runs(axis)) <= FEW:
-            taken = []
-            for q, taps, phase in runs(axis):
-                part = _every(out, 2 + at, phase, taps, d)
-                taken.append(jnp.moveaxis(pad(part, 1 + at, -q, q + axis.size - m), 2 + at, -2))
-            out = lax.concatenate(taken, out.ndim - 2)
-        else:
-            # The taps of an axis, flipped, lie in ascending order, d apart, in as many rows.
-            q, phase = divmod(axis.lo - (axis.taps - 1) * d, s)
-            stop = phase + (axis.taps - 1) * d + 1
-            out = _windows(out, 1 + at, q, axis.size, -(-stop // s), 1, 2 + at)
-            out = lax.reshape(out, (*out.shape[: 2 + at], -(-stop // s) * s, *out.shape[4 + at :]))
-            out = jnp.moveaxis(_every(out, 2 + at, phase, axis.taps, d), 2 + at, -2)
+    view = [one_row(axis) for axis in (*[p.seen for p in group], *axes[len(group) :])]
+    if in_one_step(view):
+        return _seen(out, 1, view)
+    for at, axis in enumerate(view):
+        out = _seen(out, 1 + at, [axis])
     return out
+
+
+def in_one_step(view: Sequence[Axis]) -> bool:
+    return _few([len(runs(axis)) for axis in view])
+
+
+def parts(view: Sequence[Axis]) -> int:
+    """How many slices one step takes."""
+    return math.prod([len(runs(axis)) for axis in view])
+
+
+def added_at_once(group: Group) -> bool:
+    return len(group) > 0 and _few([len(phases.shifts) for phases in group])
+
+
+def _few(parts: Sequence[int]) -> bool:
+    return math.prod(parts) <= PARTS and all(each <= FEW for each in parts)
+
+
+def in_place(view: Sequence[Axis]) -> bool:
+    """Whether [a.., b..] is the output [a, b, a, b, ..] as it lies, which takes no copy."""
+    view = [one_row(axis) for axis in view]
+    return not any(
+        runs(axis) != (Run(0, axis.stride, 0),)
+        or axis.out != axis.size * axis.stride
+        or (axis.taps > 1 and any(later.size > 1 for later in view[at + 1 :]))
+        for at, axis in enumerate(view)
+    )
+
+
+def whole(group: Group, axes: Axes) -> bool:
+    """Whether the patches of a group are lhs as it lies."""
+    seen = zip(group, axes, strict=False)
+    return all(p.shifts == (0,) and p.seen.size == axis.size for p, axis in seen)
+
+
+def taken_before(group: Group, size: int, back: bool) -> int:
+    """Bytes that XLA makes before patches of `size` bytes, or `back`, after those."""
+    if any(len(phases.shifts) > FEW for phases in group):
+        return size
+    axis_by_axis = not added_at_once(group) if back else len(group) > 1
+    return size // 2 if axis_by_axis else 0
+
+
+def on_the_way(view: Sequence[Axis], size: int, back: bool) -> int:
+    """Bytes that XLA makes before what is seen, which has `size`, or `back`, after that."""
+    if in_one_step(view):
+        return 0
+    last = one_row(view[-1])
+    if not back and len(runs(last)) > FEW:
+        return 0
+    if len(runs(last)) > FEW:
+        return size * last.dilation
+    copies = len(runs(last)) - 1 if back else 1
+    result: int = size * copies * rows(last) * last.stride // (last.size * last.taps)
+    return result
+
+
+def before(axes: Axes) -> int:
+    """How many copies of a cotangent XLA makes before it is seen.
+
+    It is padded to whole rows of phases. Taps that are no whole rows apart are taken from more.
+    """
+    axes = tuple(map(one_row, axes))
+    padded = any(axis.out != rows(axis) * axis.stride for axis in axes)
+    return padded + any(axis.dilation % axis.stride and axis.dilation > 1 for axis in axes)
+
+
+def _seen(out: jax.Array, first: int, axes: list[Axis]) -> jax.Array:
+    """[.., p.., .., j] -> [.., m.. a.., .., r.. b.., j] of neighbouring axes, from `first` on."""
+    count = len(axes)
+    if count == 1 and len(runs(axes[0])) > FEW:
+        return _seen_from_windows(out, first, axes[0])
+    out = pads(out, first, [(0, rows(a) * a.stride - a.out) for a in axes])
+    by_phase = [size for a in axes for size in (rows(a), a.stride)]
+    out = lax.reshape(out, (*out.shape[:first], *by_phase, *out.shape[first + count :]))
+    at_phases = range(first + 1, first + 2 * count, 2)
+
+    def joined(chosen: tuple[Run, ...]) -> jax.Array:
+        if len(chosen) < count:
+            parts = [joined((*chosen, run)) for run in runs(axes[len(chosen)])]
+            return lax.concatenate(parts, out.ndim - 1 - count + len(chosen))
+        part, amounts = out, []
+        for at, axis, (q, taps, phase) in zip(at_phases, axes, chosen, strict=True):
+            part = _every(part, at, phase, taps, axis.dilation)
+            amounts += [(-q, q + axis.size - rows(axis)), (0, 0)]
+        return jnp.moveaxis(pads(part, first, amounts), at_phases, range(-1 - count, -1))
+
+    return joined(())
+
+
+def _seen_from_windows(out: jax.Array, at: int, axis: Axis) -> jax.Array:
+    """`_seen` of one axis of many runs.
+
+    The taps of an axis, flipped, lie in ascending order, d apart, in as many rows.
+    """
+    s, d = axis.stride, axis.dilation
+    out = pad(out, at, 0, rows(axis) * s - axis.out)
+    out = lax.reshape(out, (*out.shape[:at], rows(axis), s, *out.shape[at + 1 :]))
+    q, phase = divmod(axis.lo - (axis.taps - 1) * d, s)
+    stop = phase + (axis.taps - 1) * d + 1
+    out = _windows(out, at, q, axis.size, -(-stop // s), 1, at + 1)
+    out = lax.reshape(out, (*out.shape[: at + 1], -(-stop // s) * s, *out.shape[at + 3 :]))
+    return jnp.moveaxis(_every(out, at + 1, phase, axis.taps, d), at + 1, -2)
 
 
 def _every(x: jax.Array, axis: int, start: int, count: int, step: int) -> jax.Array:
@@ -175,17 +281,22 @@ def back(view: Callable[[jax.Array], jax.Array], shape: tuple[int, ...], x: jax.
 
 
 def pad(x: jax.Array, axis: int, low: int, high: int) -> jax.Array:
-    """Zeros around one axis; negative amounts crop, by slices.
+    """Zeros around one axis; negative amounts crop."""
+    return pads(x, axis, [(low, high)])
+
+
+def pads(x: jax.Array, first: int, amounts: Sequence[tuple[int, int]]) -> jax.Array:
+    """Zeros around neighbouring axes, from `first` on; negative amounts crop, by slices.
 
     XLA ends the process on a pad by negative amounts where devices divide the axis.
     """
-    if low == 0 == high:
+    if all(amount == (0, 0) for amount in amounts):
         return x
-    size = x.shape[axis]
-    start, stop = max(-low, 0), size + min(high, 0)
-    if stop <= start:  # nothing is left
-        start, stop, low, high = 0, 0, size + low + high, 0
-    x = lax.slice_in_dim(x, start, stop, axis=axis)
-    config = [(0, 0, 0)] * x.ndim
-    config[axis] = (max(low, 0), max(high, 0), 0)
-    return lax.pad(x, zeros((), x.dtype, x), config)
+    starts, stops, config = [0] * x.ndim, list(x.shape), [(0, 0, 0)] * x.ndim
+    for at, (low, high) in enumerate(amounts, first):
+        size = x.shape[at]
+        start, stop = max(-low, 0), size + min(high, 0)
+        if stop <= start:  # nothing is left
+            start, stop, low, high = 0, 0, 0, size + low + high
+        starts[at], stops[at], config[at] = start, stop, (max(low, 0), max(high, 0), 0)
+    return lax.pad(lax.slice(x, starts, stops), zeros((), x.dtype, x), config)

@@ -44,6 +44,7 @@ def cpu_as_of(version):
 def described(face, axes, **letters):
     how = {
         "dtype": "float32",
+        "dtypes": ("float32",) * 3,
         "flipped": False,
         "dimension_numbers": _spec.layout(None, len(axes) + 2),
         "single_device": True,

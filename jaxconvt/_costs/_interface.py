@@ -24,6 +24,10 @@ class Cost(abc.ABC):
         """What both gradients save by being made together."""
         return 0.0
 
+    def carried(self, call: Call) -> int:
+        """Bytes of the copies of images that a loop over chunks of them has."""
+        return 0
+
     def becomes(self, call: Call, work: Work) -> str:
         """What the compiler makes of it, in words."""
         if made := work.convolution:

@@ -72,7 +72,7 @@ RATES = Rates(
     serial=1.4,
     shared=1e-10,
     fresh=4.7e-10,
-    reused=48 * 2**20,
+    reused=40 * 2**20,
 )
 
 # From 0.11 on XLA's convolutions in 2-D make no windows, but put the kernel in order each time.
@@ -101,8 +101,9 @@ class Cpu(Cost):
     trusted = 1.05
     width = 4  # bfloat16 and float16 are converted first
 
-    def __init__(self, rates: Rates, machines: str) -> None:
+    def __init__(self, rates: Rates, machines: str, carries: bool) -> None:
         self.basis = f"a clock: {machines}"
+        self.carries = carries
         self.rates = {"float32": rates, "bfloat16": rates} | {
             kind: replace(rates, **differing) for kind, differing in OTHERS.items()
         }
@@ -134,9 +135,17 @@ class Cpu(Cost):
 
     def shared(self, call: Call, works: Sequence[Work]) -> float:
         rates = self.rates[call.kind]
-        saved = min([work.viewed for work in works]) * rates.shared
-        sizes = [work.temp for work in works]
-        return saved + sum([_fresh(size, rates) for size in sizes]) - _fresh(sum(sizes), rates)
+        viewed, sizes = min([work.viewed for work in works]), [work.temp for work in works]
+        apart = sum([_fresh(size, rates) for size in sizes])
+        return viewed * rates.shared - max(_fresh(sum(sizes) - viewed, rates) - apart, 0.0)
+
+    def carried(self, call: Call) -> int:
+        # Before 0.11, of bfloat16, which XLA widens, and of what is summed of single channels.
+        single = call.face == "rhs" and call.i == 1 < call.g and not call.turned("lhs")
+        if not self.carries or not (call.kind == "bfloat16" or (single and call.parts == 1)):
+            return 0
+        images = {"out": ("lhs",), "lhs": ("out",), "rhs": ("lhs", "out")}[call.face]
+        return sum(map(call.bytes_of, images))
 
 
 def _fresh(size: int, rates: Rates) -> float:
@@ -202,6 +211,6 @@ def _dilated_value(call: Call, made: Convolution, rates: Rates, moved: float) ->
     return time + _fresh(folded, rates)
 
 
-CPU = Cpu(RATES, "2 cores each of AMD EPYC (Zen 3) and Intel Xeon (AMX), jaxlib 0.10.2")
-CPU_0_11 = Cpu(RATES_0_11, "2 cores of Intel Xeon (AMX), jaxlib 0.12.0")
+CPU = Cpu(RATES, "2 cores each of AMD EPYC (Zen 3) and Intel Xeon (AMX), jaxlib 0.10.2", True)
+CPU_0_11 = Cpu(RATES_0_11, "2 cores of Intel Xeon (AMX), jaxlib 0.12.0", False)
 INSTALLED = CPU_0_11 if AT_LEAST_0_11 else CPU

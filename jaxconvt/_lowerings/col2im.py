@@ -21,9 +21,11 @@ from jax import lax
 from jaxconvt import _chunks
 from jaxconvt import _views as views
 from jaxconvt._call import Call, Choice, Work
-from jaxconvt._geometry import Axes, Size, phase_groups, runs
+from jaxconvt._geometry import Size, phase_groups
 from jaxconvt._lowerings._interface import Lowering
 from jaxconvt._views import Numerics
+
+FUSED = 9  # parts of a view, at most, of which XLA makes no array
 
 
 class Col2im(Lowering):
@@ -38,7 +40,7 @@ class Col2im(Lowering):
         return [*whole, *[form for form in chunked if form.chunks > 1]]
 
     def work(self, call: Call, choice: Choice) -> Work:
-        made = _made(call, choice.gathered)
+        made = _made(call, choice)
         return Work(
             products=made.products,
             product_flops=call.flops,
@@ -76,7 +78,8 @@ class Col2im(Lowering):
         for group in views.groups(axes, gathered):
             kernel = views.kernel(rhs, axes, group, call.flipped)
             z = _dot(views.seen(ct, axes, group), kernel, over, how)
-            parts.append(views.back(partial(views.patches, axes=axes, group=group), shape, z))
+            view = partial(views.patches, axes=axes, group=group, at_once=True)
+            parts.append(views.back(view, shape, z))
         return sum(parts[1:], parts[0])
 
     def grad_rhs(
@@ -116,42 +119,55 @@ class _Made(NamedTuple):
     temp: int
 
 
-def _made(call: Call, gathered: int) -> _Made:
-    products = patches = seen = 0
+def _made(call: Call, choice: Choice) -> _Made:
+    gathered = choice.gathered
+    patches = seen = temp = 0
     # Y is summed in float32.
     width = max(call.itemsize, 4) if call.face == "out" else call.itemsize
     scattered = call.axes[gathered:]
-    for group in itertools.product(*[phase_groups(a) for a in call.axes[:gathered]]):
+    # XLA brings the axis of groups to the front, and back. What a product takes is an array.
+    lhs = call.g > 1 or call.converted("lhs") or (call.face != "lhs" and choice.chunks > 1)
+    out = call.g > 1 or call.converted("out") or (call.face != "out" and choice.chunks > 1)
+    if call.turned("lhs") and choice.chunks == 1:
+        # Of a value, it may lie where the result will be.
+        lhs |= call.face == "rhs" or (call.face == "out" and call.lhs_bytes > call.held("out"))
+    groups = list(itertools.product(*[phase_groups(a) for a in call.axes[:gathered]]))
+    parts = 0
+    for group in groups:
         points = call.n * call.g * math.prod([p.seen.size for p in group])
         points *= math.prod([a.size for a in scattered])
         shifts = math.prod([len(p.shifts) for p in group])
         phases = math.prod([p.seen.taps for p in group])
-        products += 1
-        patches += points * shifts * call.i * call.itemsize if gathered else 0
-        seen += points * phases * math.prod([a.taps for a in scattered]) * call.j * width
-    temp = patches + call.rhs_bytes
-    if call.face == "rhs" and not gathered:
-        temp += call.lhs_bytes  # transposed
-    if any(len(runs(a)) > 1 for a in scattered):
-        temp += seen * (4 if call.face == "out" else 3) // 2
-    elif gathered or _rearranged(scattered):
-        temp += seen
-    else:
+        phases *= math.prod([a.taps for a in scattered])
+        taken = points * shifts * call.i * call.itemsize
+        made = points * phases * call.j * width
+        patches += taken if gathered else 0
+        seen += made
+        view = [*[p.seen for p in group], *scattered]
+        way = views.on_the_way(view, made, call.face == "out")
+        copied = gathered > 0 and not views.whole(group, call.axes)
+        parts += views.parts(view)
+        # XLA fuses products that are not summed with what is made of them, if that is little.
+        if call.face == "out" and shifts * call.i == 1:
+            temp += 0 if views.parts(view) <= FUSED and way == 0 else max(made, way)
+            continue
+        if call.face == "lhs" and phases * call.j == 1:
+            temp += made * (len(groups) > 1) + taken * (shifts > FUSED)
+            continue
+        temp += made + way if out or not views.in_place(view) else 0
+        transposed = call.face == "rhs" and phases * call.j >= shifts * call.i
+        temp += taken if lhs or copied or transposed else 0
+        if copied:
+            temp += views.taken_before(group, taken, call.face == "lhs")
+    if call.face != "out" and parts > 1:
+        temp += views.before(call.axes) * call.out_bytes
+    if not gathered and views.in_place(call.axes):
         seen = 0
-    return _Made(products, patches, seen, temp)
-
-
-def _rearranged(axes: Axes) -> bool:
-    """Whether Y, [a.., b..] with taps b in one row, is not the output, [a, b, a, b, ..]."""
-    return any(
-        axis.out != axis.size * axis.taps
-        or (axis.taps > 1 and any(later.size > 1 for later in axes[at + 1 :]))
-        for at, axis in enumerate(axes)
-    )
+    return _Made(len(groups), patches, seen, temp + call.rhs_bytes)
 
 
 def _temp(form: Choice) -> Callable[[Call], int]:
-    return lambda call: _made(call, form.gathered).temp
+    return lambda call: _made(call, form).temp
 
 
 def _summable(x: jax.Array, first: int, call: Call) -> jax.Array:

@@ -5,17 +5,19 @@ how they vectorise. For each group of phases, with k = kernel(rhs):
 
     out[n, m.., r.., c]  = sum over shifts q of lhs[n, (m-q).., c] * k[q.., r.., c]
 
-The sum is written out: it has about prod(k/s) shifts. No intermediate is larger than the
-output, except for the kernel gradient on CPU (see `_temp`).
+The sum is written out: it has about prod(k/s) shifts. XLA fuses it, so that little is made on the
+way (see `_temp`).
 """
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxconvt import _chunks
 from jaxconvt import _views as views
@@ -25,6 +27,9 @@ from jaxconvt._lowerings._interface import Lowering
 from jaxconvt._views import Group, Numerics
 
 TERMS = 32  # of a sum written out: XLA compiles long ones slowly, and on CPU wrongly
+TAPS = 64  # that are written out, if phases are summed, too
+AT_ONCE = 4  # shifted copies of lhs, at most
+SHORT = 16  # terms of a sum that XLA makes at once
 
 
 class Depthwise(Lowering):
@@ -36,7 +41,9 @@ class Depthwise(Lowering):
         if not one_each or _terms(call.axes) > TERMS:
             return []
         whole = Choice(self.name)
-        chunked = _chunks.chunked(call, whole, _temp) if call.static else whole
+        if call.face != "rhs" or not call.static:
+            return [whole]
+        chunked = _chunks.chunked(call, whole, _temp)
         return [whole] if chunked == whole else [whole, chunked]
 
     def work(self, call: Call, choice: Choice) -> Work:
@@ -75,10 +82,15 @@ class Depthwise(Lowering):
         for group in views.groups(axes, n):
             kernel, seen = views.kernel(rhs, axes, group, call.flipped), views.seen(ct, axes, group)
             for index, qs in _shifts(group):
-                products = jnp.sum(seen * _tap(kernel, index), axis=_phases(n))
+                products = _over_phases(seen, _tap(kernel, index), call.extent("taps"))
                 terms.append(_shift(products, group, qs, axes))
         lhs = sum(terms[1:], terms[0])
-        return jnp.sum(lhs.reshape(*lhs.shape[:-1], g, j), axis=-1, keepdims=True)
+        lhs = lhs.reshape(*lhs.shape[:-1], g, j)
+        if j != 1 and call.platform == "cpu":
+            # As a product. A sum would be fused with that above, but each term be made before.
+            ones = jnp.ones((j, 1), lhs.dtype)
+            return lax.dot_general(lhs, ones, (((n + 2,), (0,)), ((), ())))
+        return jnp.sum(lhs, axis=-1, keepdims=True)
 
     def grad_rhs(
         self, lhs: jax.Array, ct: jax.Array, call: Call, choice: Choice, how: Numerics
@@ -91,16 +103,9 @@ class Depthwise(Lowering):
         shape = (*[a.taps for a in axes], 1, g * j)
         parts = []
         for group in views.groups(axes, n):
-            seen = views.seen(ct, axes, group)
-            terms = [
-                jnp.sum(
-                    jnp.expand_dims(_shift(lhs, group, qs), _phases(n)) * seen,
-                    axis=tuple(range(n + 1)),
-                )
-                for _, qs in _shifts(group)
-            ]
-            kernel = jnp.stack(terms).reshape(
-                *[len(phases.shifts) for phases in group], 1, *terms[0].shape
+            terms = _over_image(lhs, views.seen(ct, axes, group), group, call)
+            kernel = lax.reshape(
+                terms, (*[len(phases.shifts) for phases in group], 1, *terms.shape[1:])
             )
             parts.append(
                 views.back(
@@ -114,9 +119,55 @@ class Depthwise(Lowering):
 
 
 def _temp(call: Call) -> int:
-    """Bytes of the products, which XLA's CPU backend makes before it sums them over an image."""
-    made = call.face == "rhs" and call.platform == "cpu"
-    return _terms(call.axes) * call.lhs_bytes * call.j if made else 0
+    """Bytes of what XLA's CPU backend makes: it fuses a short sum with what that is of."""
+    groups = list(itertools.product(*[phase_groups(a) for a in call.axes]))
+    channels = call.n * call.g * call.j * call.itemsize
+    terms, taps = _terms(call.axes), call.extent("taps")
+    # Of one tap, images are multiplied as they are.
+    copied = not views.whole(groups[0], call.axes) or call.turned("out") or call.converted("out")
+    copied = copied and taps == 1
+    narrow = call.kind == "integer" and call.converted("out")
+    temp = parts = 0
+    for group in groups:
+        view = [p.seen for p in group]
+        parts += views.parts(view)
+        made = channels * math.prod([a.size * a.taps for a in view])
+        shifts = math.prod([len(p.shifts) for p in group])
+        if {
+            "out": (shifts > SHORT - narrow and (call.j > 1 or narrow)) or views.parts(view) > 1,
+            "lhs": taps > TAPS or shifts >= SHORT or (terms > SHORT and call.j > 1),
+            "rhs": shifts * len(groups) > 1 or copied,
+        }[call.face]:
+            # Of narrow integers XLA makes each term of a long sum.
+            count = shifts if narrow and shifts > SHORT and call.face == "out" else 1
+            temp += count * made + views.on_the_way(view, made, call.face == "out")
+    if call.face != "out" and max(taps, parts) > 1:
+        temp += views.before(call.axes) * call.out_bytes
+    if call.parts > 1 and taps > 1 < len(call.axes):  # each of these is made of both operands
+        temp += call.lhs_bytes if call.face == "out" else call.out_bytes
+    if call.face == "out":
+        temp += _shared(groups) * channels * math.prod([p.seen.size for p in groups[0]])
+    if call.face == "lhs" and call.j > 1:
+        temp += channels * call.extent("size")
+    if call.face == "rhs" and call.platform == "cpu":
+        temp += max([_windows(group, channels, call, copied) for group in groups])
+    return temp
+
+
+def _shared(groups: list[Group]) -> int:
+    """How many shifted copies of lhs several groups of phases take: XLA fuses those of one."""
+    shifts = Counter([qs for group in groups for _, qs in _shifts(group)])
+    return sum([count > 1 and any(qs) for qs, count in shifts.items()])
+
+
+def _windows(group: Group, channels: int, call: Call, copied: bool) -> int:
+    """Bytes of the copies of lhs, which all groups share."""
+    window: int = channels * math.prod([p.seen.size for p in group])
+    shifts = math.prod([len(p.shifts) for p in group])
+    if shifts <= AT_ONCE or not call.single_device:
+        return window * (shifts - 1 + copied)
+    around: list[int] = [p.seen.size + max(p.shifts) - min(p.shifts) for p in group]
+    return window + channels * math.prod(around)
 
 
 @lru_cache(maxsize=4096)
@@ -144,16 +195,58 @@ def _tap(kernel: jax.Array, index: tuple[int, ...]) -> jax.Array:
     return jnp.expand_dims(kernel[index], tuple(range(len(index))))
 
 
+def _over_phases(seen: jax.Array, tap: jax.Array, taps: int) -> jax.Array:
+    """[n, m.., r.., c], [1, 1.., r.., c] -> [n, m.., c], the sum over r of the products.
+
+    Of few taps in all it is written out. Otherwise XLA makes the products before it sums them.
+    """
+    n = seen.ndim // 2 - 1
+    if taps > TAPS:
+        return jnp.sum(seen * tap, axis=_phases(n))
+    each = itertools.product(*[range(r) for r in tap.shape[1 + n : -1]])
+    at = [(slice(None),) * (1 + n) + r for r in each]
+    return sum([seen[r] * tap[r] for r in at[1:]], seen[at[0]] * tap[at[0]])
+
+
+def _over_image(lhs: jax.Array, seen: jax.Array, group: Group, call: Call) -> jax.Array:
+    """[n, a.., c], [n, m.., r.., c] -> [q.., r.., c], for each shift the sum over n and m.
+
+    XLA's CPU backend makes each shifted lhs before it sums, all of them at once if they are not
+    taken in turn.
+    """
+    n = len(group)
+
+    def total(shifted: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.expand_dims(shifted, _phases(n)) * seen, axis=tuple(range(n + 1)))
+
+    shifts = [qs for _, qs in _shifts(group)]
+    if len(shifts) <= AT_ONCE or not (call.platform == "cpu" and call.single_device):
+        return jnp.stack([total(_shift(lhs, group, qs)) for qs in shifts])
+    most = [max(phases.shifts) for phases in group]
+    ends = [phases.seen.size - min(phases.shifts) for phases in group]
+    sizes = lhs.shape[1 : n + 1]
+    around = views.pads(lhs, 1, [(q, e - a) for q, e, a in zip(most, ends, sizes, strict=True)])
+    starts = [(0, *[m - q for m, q in zip(most, qs, strict=True)], 0) for qs in shifts]
+    size = (lhs.shape[0], *[phases.seen.size for phases in group], lhs.shape[-1])
+    totals: jax.Array = lax.map(
+        lambda at: total(lax.dynamic_slice(around, at, size)), jnp.array(starts, jnp.int32)
+    )
+    return totals
+
+
 def _shift(
     x: jax.Array, group: Group, qs: tuple[int, ...], back_to: Axes | None = None
 ) -> jax.Array:
-    """[n, a.., c] -> [n, m.., c], with lhs[m - q] at m; or its transpose, to these axes."""
-    for at, (phases, q) in enumerate(zip(group, qs, strict=True)):
-        if back_to is None:
-            x = views.pad(x, 1 + at, q, phases.seen.size - x.shape[1 + at] - q)
-        else:
-            x = views.pad(x, 1 + at, -q, back_to[at].size - x.shape[1 + at] + q)
-    return x
+    """[n, a.., c] -> [n, m.., c], with lhs[m - q] at m; or its transpose, to these axes.
+
+    It pads all axes at once: XLA would make what several terms have in common.
+    """
+    if back_to is None:
+        to = [(q, phases.seen.size) for phases, q in zip(group, qs, strict=True)]
+    else:
+        to = [(-q, axis.size) for axis, q in zip(back_to, qs, strict=True)]
+    sizes = x.shape[1 : 1 + len(qs)]
+    return views.pads(x, 1, [(q, m - a - q) for a, (q, m) in zip(sizes, to, strict=True)])
 
 
 def _across(lhs: jax.Array, j: int, how: Numerics) -> jax.Array:

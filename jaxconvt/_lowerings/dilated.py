@@ -35,7 +35,7 @@ class Dilated(Lowering):
         elif not call.strided:
             form, windows = "forward", window_bytes(points, call.i, call.itemsize)
         made = Convolution(form, call.flops, windows)
-        return Work(convolution=made, patches=patches, rearranged=rearranged)
+        return Work(convolution=made, patches=patches, rearranged=rearranged, temp=_temp(call))
 
     def value(
         self, lhs: jax.Array, rhs: jax.Array, call: Call, choice: Choice, how: Numerics
@@ -69,6 +69,18 @@ class Dilated(Lowering):
         lhs, ct = (x.astype(how.preferred_element_type) for x in (lhs, ct))
         shape = (*[a.taps for a in call.axes], *lhs.shape[-2:], ct.shape[-1])
         return back(lambda rhs: self.value(lhs, rhs, call, choice, how), shape, ct)
+
+
+def _temp(call: Call) -> int:
+    """Bytes of the copies that XLA's CPU backend makes of operands and result."""
+    kernel = call.strided or call.face != "out" or len(call.axes) > 2
+    if call.face == "out" and call.kind == "integer" and len(set(call.dtypes)) == 1:
+        call = call._replace(itemsize=call.dtypes[0].itemsize)  # multiplied as they are
+    whole = call.turned("lhs") and not call.converted("lhs") and call.n == call.g == 1
+    moved = any(a.stride == 1 and not 0 <= a.lo < dilate(a.taps, a.dilation) for a in call.axes)
+    # A batch of one is a batch of features as it lies.
+    images = 0 if call.face == "rhs" and whole else call.convolved(moved)
+    return images + call.rhs_bytes * kernel
 
 
 def _without_faults(lhs: jax.Array, axes: Axes) -> tuple[jax.Array, Axes, tuple[int, ...]]:

@@ -18,7 +18,7 @@ from jax import lax
 from jaxconvt import _views as views
 from jaxconvt._call import Call, Choice, Convolution, Work, window_bytes
 from jaxconvt._compat import conv_general_dilated
-from jaxconvt._geometry import Axes, phase_groups
+from jaxconvt._geometry import Axes, Phases, phase_groups
 from jaxconvt._lowerings._interface import Lowering
 from jaxconvt._views import Group, Numerics
 
@@ -38,14 +38,13 @@ class Polyphase(Lowering):
 
     def work(self, call: Call, choice: Choice) -> Work:
         convolutions = math.prod([len(phase_groups(a)) for a in call.axes])
-        interleaved = call.lhs_bytes + call.out_bytes if call.strided else 0
         return Work(
             convolution=Convolution("forward", call.flops, _windows(call), convolutions),
             made=call.out_bytes if call.strided else 0,
             # rhs is taken apart, and put in the order of a convolution.
             rearranged=2 * call.rhs_bytes + (call.lhs_bytes if call.strided else 0),
             operations=convolutions,
-            temp=interleaved,
+            temp=_temp(call),
             view=("seen", len(call.axes)),
             viewed=_viewed(call),
         )
@@ -96,12 +95,37 @@ def _windows(call: Call) -> int:
     return total
 
 
+def _temp(call: Call) -> int:
+    """Bytes of what the convolutions take and make, where that is no array of the user's."""
+    groups = list(itertools.product(*[phase_groups(a) for a in call.axes]))
+    back = call.face == "out"
+    temp = 2 * call.rhs_bytes if call.strided or len(call.axes) > 2 else 0
+    by_hand = any(_by_hand(phases) for group in groups for phases in group)
+    turned = call.turned("lhs") and not (back and call.lhs_bytes <= call.held("out"))
+    temp += call.lhs_bytes if by_hand or turned or call.converted("lhs") else 0
+    views_ = [[p.seen for p in group] for group in groups]
+    if not back:
+        temp += (len(groups) - 1) * call.lhs_bytes
+    if not back and sum(map(views.parts, views_)) > 1:
+        temp += views.before(call.axes) * call.out_bytes
+    for view in views_:
+        made = call.n * call.g * call.j * math.prod([a.size * a.taps for a in view]) * call.itemsize
+        if call.strided or not views.in_place(view) or call.converted("out") or call.turned("out"):
+            temp += made + views.on_the_way(view, made, back)
+    return temp
+
+
 def _viewed(call: Call) -> int:
     """Bytes of the cotangent as the convolutions see it."""
     each: list[int] = [
         sum([int(p.seen.size) * p.seen.taps for p in phase_groups(a)]) for a in call.axes
     ]
     return math.prod(each) * call.n * call.g * call.j * call.itemsize
+
+
+def _by_hand(phases: Phases) -> bool:
+    """Whether lhs is padded by hand for a convolution: see `dilated` for the fault of XLA's."""
+    return not 0 <= phases.shifts[0] <= phases.shifts[0] - phases.shifts[-1]
 
 
 def _conv(lhs: jax.Array, kernel: jax.Array, axes: Axes, group: Group, how: Numerics) -> jax.Array:
@@ -115,7 +139,7 @@ def _conv(lhs: jax.Array, kernel: jax.Array, axes: Axes, group: Group, how: Nume
     for at, (axis, (seen, shifts, _)) in enumerate(zip(axes, group, strict=True)):
         step = shifts[0] - shifts[1] if len(shifts) > 1 else 1
         lo, hi = shifts[0], seen.size - axis.size - shifts[-1]
-        if not 0 <= lo <= (len(shifts) - 1) * step:  # see `dilated` for the fault of XLA's
+        if _by_hand(group[at]):
             lhs, lo, hi = views.pad(lhs, 1 + at, lo, hi), 0, 0
         pads.append((lo, hi))
         steps.append(step)

@@ -53,7 +53,7 @@ class Strided(Lowering):
             rearranged=0 if call.flipped or call.taps_last else call.rhs_bytes,
             made=moved,
             operations=trimmed,
-            temp=moved,
+            temp=call.convolved(trimmed > 0) + call.rhs_bytes,
         )
 
     def value(
