@@ -143,11 +143,15 @@ def numerics(dtype: Any, precision: Any, preferred_element_type: Any) -> tuple[A
 @lru_cache(maxsize=256, typed=True)  # 1 equals np.float32(1), which has a dtype
 def _try_numerics(dtype: Any, name: str, value: Any, *mode: Any) -> None:
     """JAX itself is asked, on a 1x1 product, so that the answer is the installed one's."""
-    one = jax.ShapeDtypeStruct((1, 1), dtype)  # an array could be on devices that are absent
-    with exactly(dtype):  # a struct of 64 bits loses them outside of the x64 mode
-        jax.eval_shape(
-            lambda lhs, rhs: conv_general_dilated(lhs, rhs, (), (), **{name: value}), one, one
-        )
+    one: Any = jax.ShapeDtypeStruct((1, 1), dtype)  # an array could be on devices that are absent
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        # An array of 64 bits that was made in the x64 mode and is used outside of it: a struct
+        # would lose them.
+        with exactly(dtype), jax.ensure_compile_time_eval():
+            one = jnp.zeros((1, 1), dtype)
+    jax.eval_shape(
+        lambda lhs, rhs: conv_general_dilated(lhs, rhs, (), (), **{name: value}), one, one
+    )
 
 
 # What other libraries call it.

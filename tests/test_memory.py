@@ -128,8 +128,10 @@ class MemoryTest(parameterized.TestCase):
             sizes = sorted([compiled + MIB, estimated + MIB])
             if sizes[1] > 33 * MIB and sizes[1] > 2 * sizes[0]:
                 far.append(f"{face.name}, {face.pick}: {compiled}, estimated {estimated}")
-        # XLA fuses what it likes: in about one face of fifty the estimate is further off.
-        self.assertLessEqual(len(far), max(FACES // 16, 1), far)
+        # XLA fuses what it likes: in about one face of fifty the estimate is further off, in more
+        # of them before the JAXs that were looked at.
+        few = FACES // (16 if jax.__version_info__ >= (0, 10) else 6)
+        self.assertLessEqual(len(far), max(few, 1), far)
 
     @parameterized.parameters(
         ("lhs", (1, 1024, 1024, 32), (5, 5, 1, 64), (1, 1), {"feature_group_count": 32}),

@@ -204,6 +204,7 @@ class Kept(parameterized.TestCase):
             letters = {"n": 1, "g": 1, "i": 2, "j": 3}
             how = {
                 "dtype": np.float32,
+                "dtypes": (np.dtype("float32"),) * 3,
                 "flipped": False,
                 "dimension_numbers": _spec.layout(None, 3),
                 "single_device": True,
