@@ -14,17 +14,19 @@ from jaxconvt._compat import zeros
 CHUNK = 12 * 2**20  # bytes of intermediates that a chunk is to have
 
 
-def chunked(call: Call, form: Choice, temp: Callable[[Call], int], same: int = 0) -> Choice:
+def chunked(call: Call, form: Choice, temp: Callable[[Call, Choice], int], same: int = 0) -> Choice:
     """The form in the fewest chunks whose intermediates, `temp`, are of `CHUNK` bytes at most.
 
     `same` bytes of them are not counted: they are as large in every chunk.
     """
     if not call.single_device:
         return form
-    for chunks in _divisors(call.n):
-        if call.parts * (temp(call._replace(n=call.n // chunks)) - same) <= CHUNK:
-            return form._replace(chunks=chunks)
-    return form._replace(chunks=call.n)
+    forms = [form._replace(chunks=chunks) for chunks in _divisors(call.n)]
+    for form in forms:
+        one = call._replace(n=call.n // form.chunks)
+        if call.parts * (temp(one, form) - same) <= CHUNK:
+            break
+    return form
 
 
 @lru_cache(maxsize=64)

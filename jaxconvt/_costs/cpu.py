@@ -161,7 +161,10 @@ def _sums(call: Call, work: Work, rates: Rates) -> float:
         many *= 5 if call.face == "lhs" else 1
     else:
         large = taps >= 64
-    return work.sum_flops * rates.elementwise * (many if large and call.strided else few)
+    factor = many if large and call.strided else few
+    if call.face == "rhs":  # over an image, of rows that may be shorter than a vector
+        factor *= max(LINE / max(call.g * call.j * call.itemsize, 1), 1.0)
+    return work.sum_flops * rates.elementwise * factor
 
 
 def _convolution(call: Call, made: Convolution, rates: Rates, moved: float) -> float:

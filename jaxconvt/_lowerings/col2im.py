@@ -11,7 +11,7 @@ shifts: Y and U are s/k of the size, and some copies of lhs are made instead.
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ class Col2im(Lowering):
             return [Choice(self.name)]
         most = 0 if not call.may_sum_parts else len(call.axes)
         whole = [Choice(self.name, gathered) for gathered in range(most + 1)]
-        chunked = [_chunks.chunked(call, form, _temp(form), call.rhs_bytes) for form in whole]
+        chunked = [_chunks.chunked(call, form, _temp, call.rhs_bytes) for form in whole]
         return [*whole, *[form for form in chunked if form.chunks > 1]]
 
     def work(self, call: Call, choice: Choice) -> Work:
@@ -166,8 +166,8 @@ def _made(call: Call, choice: Choice) -> _Made:
     return _Made(len(groups), patches, seen, temp + call.rhs_bytes)
 
 
-def _temp(form: Choice) -> Callable[[Call], int]:
-    return lambda call: _made(call, form).temp
+def _temp(call: Call, choice: Choice) -> int:
+    return _made(call, choice).temp
 
 
 def _summable(x: jax.Array, first: int, call: Call) -> jax.Array:

@@ -47,7 +47,9 @@ class Depthwise(Lowering):
         return [whole] if chunked == whole else [whole, chunked]
 
     def work(self, call: Call, choice: Choice) -> Work:
-        return Work(sums=_terms(call.axes), sum_flops=call.flops, operations=4, temp=_temp(call))
+        return Work(
+            sums=_terms(call.axes), sum_flops=call.flops, operations=4, temp=_temp(call, choice)
+        )
 
     def value(
         self, lhs: jax.Array, rhs: jax.Array, call: Call, choice: Choice, how: Numerics
@@ -118,56 +120,78 @@ class Depthwise(Lowering):
         return rhs.reshape(*rhs.shape[:n], g, 1, j)
 
 
-def _temp(call: Call) -> int:
+def _temp(call: Call, _: Choice) -> int:
     """Bytes of what XLA's CPU backend makes: it fuses a short sum with what that is of."""
     groups = list(itertools.product(*[phase_groups(a) for a in call.axes]))
+    faces = {"out": _value_temp, "lhs": _lhs_temp, "rhs": _rhs_temp}
     channels = call.n * call.g * call.j * call.itemsize
-    terms, taps = _terms(call.axes), call.extent("taps")
-    # Of one tap, images are multiplied as they are.
-    copied = not views.whole(groups[0], call.axes) or call.turned("out") or call.converted("out")
-    copied = copied and taps == 1
-    narrow = call.kind == "integer" and call.converted("out")
-    temp = parts = 0
-    for group in groups:
-        view = [p.seen for p in group]
-        parts += views.parts(view)
-        made = channels * math.prod([a.size * a.taps for a in view])
-        shifts = math.prod([len(p.shifts) for p in group])
-        if {
-            "out": (shifts > SHORT - narrow and (call.j > 1 or narrow)) or views.parts(view) > 1,
-            "lhs": taps > TAPS or shifts >= SHORT or (terms > SHORT and call.j > 1),
-            "rhs": shifts * len(groups) > 1 or copied,
-        }[call.face]:
-            # Of narrow integers XLA makes each term of a long sum.
-            count = shifts if narrow and shifts > SHORT and call.face == "out" else 1
-            temp += count * made + views.on_the_way(view, made, call.face == "out")
+    temp = faces[call.face](call, groups, channels)
+    parts = sum([views.parts([p.seen for p in group]) for group in groups])
+    taps = call.extent("taps")
     if call.face != "out" and max(taps, parts) > 1:
         temp += views.before(call.axes) * call.out_bytes
     if call.parts > 1 and taps > 1 < len(call.axes):  # each of these is made of both operands
         temp += call.lhs_bytes if call.face == "out" else call.out_bytes
-    if call.face == "out":
-        temp += _shared(groups) * channels * math.prod([p.seen.size for p in groups[0]])
-    if call.face == "lhs" and call.j > 1:
-        temp += channels * call.extent("size")
-    if call.face == "rhs" and call.platform == "cpu":
-        temp += max([_windows(group, channels, call, copied) for group in groups])
     return temp
 
 
-def _shared(groups: list[Group]) -> int:
-    """How many shifted copies of lhs several groups of phases take: XLA fuses those of one."""
-    shifts = Counter([qs for group in groups for _, qs in _shifts(group)])
-    return sum([count > 1 and any(qs) for qs, count in shifts.items()])
+def _value_temp(call: Call, groups: list[Group], channels: int) -> int:
+    """What several sums take, or one of which several parts are seen, is made before."""
+    counts = Counter([qs for group in groups for _, qs in _shifts(group)])
+    shared = sum([count > 1 and any(qs) for qs, count in counts.items()])
+    temp = shared * _window(groups[0], channels)
+    for group in groups:
+        shifts = len(_shifts(group))
+        if shifts > 1 and views.parts([p.seen for p in group]) > 1:
+            temp += shifts * _window(group, channels)
+        elif shifts >= SHORT + (not call.converted("lhs")):
+            temp += _window(group, channels) if call.j > 1 else 0
+            temp += call.lhs_bytes if call.converted("lhs") and call.j == 1 else 0
+    return temp
 
 
-def _windows(group: Group, channels: int, call: Call, copied: bool) -> int:
-    """Bytes of the copies of lhs, which all groups share."""
-    window: int = channels * math.prod([p.seen.size for p in group])
-    shifts = math.prod([len(p.shifts) for p in group])
-    if shifts <= AT_ONCE or not call.single_device:
-        return window * (shifts - 1 + copied)
-    around: list[int] = [p.seen.size + max(p.shifts) - min(p.shifts) for p in group]
-    return window + channels * math.prod(around)
+def _lhs_temp(call: Call, groups: list[Group], channels: int) -> int:
+    """The terms, summed before those of one channel are; and the cotangent, if many are of it."""
+    temp = channels * call.extent("size") if call.j > 1 else 0
+    many = _terms(call.axes) > SHORT and call.j > 1
+    for group in groups:
+        phases = math.prod([p.seen.taps for p in group])
+        if many or len(_shifts(group)) * phases >= SHORT:
+            temp += _seen(group, channels)
+    return temp
+
+
+def _rhs_temp(call: Call, groups: list[Group], channels: int) -> int:
+    """The cotangent as it is seen, and shifted copies of lhs, which all groups share."""
+    if call.platform != "cpu":
+        return 0
+    # Of one tap, images are multiplied as they are.
+    whole = views.whole(groups[0], call.axes)
+    as_they_are = whole and not call.turned("out") and not call.converted("out")
+    copied = call.extent("taps") == 1 and not as_they_are
+    temp, most = 0, 0
+    for group in groups:
+        shifts, window = len(_shifts(group)), _window(group, channels)
+        if shifts * len(groups) > 1 or copied or call.converted("out"):
+            temp += _seen(group, channels)
+        if shifts > AT_ONCE and call.single_device:
+            around = [p.seen.size + max(p.shifts) - min(p.shifts) for p in group]
+            most = max(most, window + channels * math.prod(around))
+        else:
+            most = max(most, window * (shifts - 1 + copied))
+    return temp + most
+
+
+def _window(group: Group, channels: int) -> int:
+    """Bytes of lhs, across channels, shifted."""
+    return channels * math.prod([int(p.seen.size) for p in group])
+
+
+def _seen(group: Group, channels: int) -> int:
+    """Bytes of the cotangent as it is seen, and of what is made on the way."""
+    view = [p.seen for p in group]
+    made: int = _window(group, channels) * math.prod([axis.taps for axis in view])
+    return made + views.on_the_way(view, made, False)
 
 
 @lru_cache(maxsize=4096)
