@@ -47,6 +47,9 @@ def spec_of(
 # Faces of the trilinear form (see `_primitive`): the value and the two gradients.
 FACES = ("out", "lhs", "rhs")
 
+# The two operands of each face, in order.
+OPERANDS = {"out": ("lhs", "rhs"), "lhs": ("out", "rhs"), "rhs": ("lhs", "out")}
+
 
 class Choice(NamedTuple):
     """A lowering, by name, and its form."""

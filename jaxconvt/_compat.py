@@ -1,5 +1,6 @@
 """What is called differently from one supported JAX to another."""
 
+import dataclasses
 import functools
 import inspect
 from contextlib import AbstractContextManager, nullcontext
@@ -82,6 +83,33 @@ def for_export(module_context: Any) -> bool:
     """Whether a program is lowered to be exported; so it is where this JAX does not say."""
     exported: bool = getattr(module_context.lowering_parameters, "for_export", True)
     return exported
+
+
+class _Device:
+    """One device of a program that is lowered for any devices, so many of them."""
+
+
+def partitioned(ctx: Any) -> Any:
+    """A context of lowering in which `custom_partitioning` works; None if there is none.
+
+    It asks for the devices of the program, but our rules want to know no more than how many there
+    are. JAX tells a lowering that, and lowers once for all devices.
+    """
+    module = ctx.module_context
+    count = getattr(module.axis_context, "num_devices", None)
+    if jax.__version_info__ < (0, 7) or count is None or for_export(module):
+        return None
+    devices = tuple([_Device() for _ in range(count)])
+    context = dataclasses.replace(module.axis_context, device_assignment=devices)
+    return ctx.replace(module_context=module.replace(axis_context=context))
+
+
+def labelled(label: str) -> AbstractContextManager[Any]:
+    """Where what is traced has a label in its program, which decides nothing."""
+    from jax.experimental.xla_metadata import set_xla_metadata
+
+    scope: AbstractContextManager[Any] = set_xla_metadata(jaxconvt_call=label)
+    return scope
 
 
 def register_for_shard_map(primitive: Any) -> None:

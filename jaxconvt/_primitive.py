@@ -17,7 +17,8 @@ and each face can be lowered in its own way, as suits the platform.
 or j which this operand shares with the result; if both operands have it, that is g.
 """
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from typing import Any
 
@@ -26,17 +27,14 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxconvt import _chunks, _compat, _costs, _plan
-from jaxconvt._call import Call, Choice, describe, real_part
+from jaxconvt import __version__, _chunks, _compat, _costs, _partition, _plan
+from jaxconvt._call import OPERANDS, Call, Choice, describe, real_part
 from jaxconvt._compat import vary_alike, zeros
 from jaxconvt._geometry import Axes
-from jaxconvt._lowerings import LOWERINGS
+from jaxconvt._lowerings import GENERAL, LOWERINGS
 from jaxconvt._numerics import cast, complex_by_parts, summed_in
 from jaxconvt._tuning import Case, Tuning, precision_text
 from jaxconvt._views import Numerics
-
-# The two operands of each face, in order.
-OPERANDS = {"out": ("lhs", "rhs"), "lhs": ("out", "rhs"), "rhs": ("lhs", "out")}
 
 # A name, a form that is pinned (of what is measured), or what was measured.
 Implementation = str | Choice | Tuning
@@ -328,14 +326,44 @@ _compat.register_for_shard_map(conv_transpose_p)
 def _lower(platform: str, ctx: mlir.LoweringRuleContext, x: Any, y: Any, **params: Any) -> Any:
     module, avals = ctx.module_context, ctx.avals_in
     single = _single_device(module.axis_context)
-    # An exported program may be called on operands that several devices divide, its groups, too.
-    exported = _compat.for_export(module)
-    letters = _letters(params["face"], avals[0], avals[1], params["axes"])
-    single = single and not (exported and letters["g"] != 1)
-    rule = partial(compute, platform=platform, single_device=single)
+    rule: Callable[..., Any] = partial(compute, platform=platform, single_device=single)
+    if not single and (partitioned := _compat.partitioned(ctx)) and _divisible(avals, ctx.avals_out):
+        ctx, rule = partitioned, partial(_divided, platform=platform)
+    elif single and _compat.for_export(module):
+        # An exported program may be called on operands that several devices divide, its groups, too.
+        letters = _letters(params["face"], avals[0], avals[1], params["axes"])
+        rule = partial(compute, platform=platform, single_device=letters["g"] == 1)
     dtypes = [aval.dtype for aval in (*ctx.avals_in, *ctx.avals_out)]
     with _compat.exactly(*dtypes):  # for rules of JAX's own that trace once more
         return mlir.lower_fun(rule, multiple_results=False)(ctx, x, y, **params)
+
+
+def _divisible(operands: Sequence[Any], results: Sequence[Any]) -> bool:
+    """Whether all sizes are numbers, and there is something to divide."""
+    sizes = [size for aval in (*operands, *results) for size in aval.shape]
+    return all(type(size) is int and size > 0 for size in sizes)
+
+
+def _divided(
+    x: jax.Array, y: jax.Array, *, face: str, axes: Axes, dtype: Any, **params: Any
+) -> jax.Array:
+    """The face in a program for several devices, each of which computes by itself."""
+
+    def alone(x: jax.Array, y: jax.Array, axes: Axes, dtype: Any, **more: Any) -> jax.Array:
+        of = {"face": face, "axes": axes, "dtype": dtype, "single_device": True}
+        return compute(x, y, **{**of, **params, **more})
+
+    plain = partial(alone, implementation=Choice(GENERAL.name))
+    problem = _partition.Problem(face, axes, dtype)
+    return _partition.divided(problem, alone, plain, _label(params), x, y)
+
+
+def _label(params: dict[str, Any]) -> str:
+    """The same for the same parameters alone, in every process."""
+    how = params["implementation"]
+    texts = [__version__, how.dumps() if isinstance(how, Tuning) else how]
+    texts += [(name, params[name]) for name in sorted(params) if name != "implementation"]
+    return hashlib.sha256(repr(texts).encode()).hexdigest()
 
 
 def _single_device(context: Any) -> bool:
