@@ -35,6 +35,8 @@ Tracer = jax.core.Tracer
 
 HAS_OUT_SHARDING = "out_sharding" in inspect.signature(conv_general_dilated).parameters
 HAS_AUTO_AXES = hasattr(jax.sharding, "auto_axes")
+# Shardy came with JAX 0.7, and rules of partitioning that say how it propagates shardings.
+HAS_PARTITIONING = jax.__version_info__ >= (0, 7)
 # XLA's convolutions on CPU are others from jaxlib 0.11 on.
 AT_LEAST_0_11 = jax.__version_info__ >= (0, 11)
 
@@ -93,15 +95,24 @@ def partitioned(ctx: Any) -> Any:
     """A context of lowering in which `custom_partitioning` works; None if there is none.
 
     It asks for the devices of the program, but our rules want to know no more than how many there
-    are. JAX tells a lowering that, and lowers once for all devices.
+    are. JAX tells a lowering that, and lowers once for all devices. There is none for programs
+    that are exported, in a `shard_map` over some axes of a mesh, and for TPU (JAX issue 38196).
     """
     module = ctx.module_context
     count = getattr(module.axis_context, "num_devices", None)
-    if jax.__version_info__ < (0, 7) or count is None or for_export(module):
+    if not HAS_PARTITIONING or count is None or for_export(module) or "tpu" in module.platforms:
         return None
     devices = tuple([_Device() for _ in range(count)])
     context = dataclasses.replace(module.axis_context, device_assignment=devices)
     return ctx.replace(module_context=module.replace(axis_context=context))
+
+
+def no_mesh() -> AbstractContextManager[Any]:
+    """Where no mesh is set."""
+    scope: AbstractContextManager[Any] = jax.sharding.use_abstract_mesh(
+        jax.sharding.AbstractMesh((), ())
+    )
+    return scope
 
 
 def labelled(label: str) -> AbstractContextManager[Any]:

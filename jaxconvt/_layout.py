@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxconvt import _compat, _default
-from jaxconvt._call import FACES, Call, Spec
+from jaxconvt._call import FACES, OPERANDS, Call, Spec
 from jaxconvt._canonical import canonical, users
-from jaxconvt._primitive import OPERANDS, Implementation, bind, call_of, shape_of
+from jaxconvt._primitive import Implementation, bind, call_of, shape_of
 from jaxconvt._spec import Array, dtype_of, requested
 
 

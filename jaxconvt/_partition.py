@@ -1,23 +1,24 @@
 """How a face is divided among devices: what each computes, and what it exchanges.
 
 XLA divides some convolutions wrongly, and some products of matrices. So it is given none to divide:
-each device runs a program of its own, of the part of the arrays that it holds. What devices exchange
-is stated here. A *letter* is what an axis of the arrays runs over: n, g, i or j, or rows (0 for those
-of the first spatial axis, and so on). Every axis of the mesh divides one letter, or none:
+each device runs a program of its own, of the part of the arrays that it holds. What devices
+exchange is stated here. A *letter* is what an axis of an array runs over: n, g, i or j, or rows
+(0 for those of the first spatial axis, and so on), or taps. An axis of the mesh divides one letter:
 
-    n, g, i, j   Each device has a part of the letter. If the result does not have it, the results
-                 are summed.
-    rows         Each device makes its own rows of the result. It gets the few that it needs of other
-                 devices' rows from these. For the kernel gradient it has its own rows of lhs.
+    n, g, i, j   Each device has a part of the letter. If the result does not have the letter, the
+                 devices' results are summed.
+    rows         Each device makes its own rows of the result. It gets from other devices the few
+                 rows of theirs that it needs. For the kernel gradient it has its own rows of lhs.
 
-Taps are not divided. XLA brings each array to the division that is chosen here, by copies alone.
+Taps are not divided. XLA brings arrays to the division that is chosen here, by copies alone.
 """
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -32,17 +33,17 @@ from jaxconvt._numerics import cast, summed_in
 from jaxconvt._views import pad
 
 Letter = str | int | None  # None: taps
-MeshAxes = tuple[int, ...]  # of one letter, the major one first
+MeshAxes = tuple[int, ...]  # by their numbers, the major one first
 
 DEVICES = "devices"  # all of them, in the order of the program, as one axis of a mesh
-NEAR = 4  # neighbours on each side that a device gets rows from one by one
+NEAR = 4  # up to so many neighbours on each side, a device gets rows from one after the other
+ORDERS = 1000  # meshes that are tried, at most, to read a sharding
 
 
-def letters(array: str, spatial: int) -> tuple[Letter, ...]:
-    """What the axes of "lhs", "rhs" or "out" run over."""
-    if array == "rhs":
-        return (*[None] * spatial, "g", "i", "j")
-    return ("n", *range(spatial), "g", "i" if array == "lhs" else "j")
+class Compute(Protocol):
+    """Makes a face of these axes on one device, as this dtype."""
+
+    def __call__(self, x: jax.Array, y: jax.Array, axes: Axes, dtype: Any) -> jax.Array: ...
 
 
 class Problem(NamedTuple):
@@ -53,20 +54,20 @@ class Problem(NamedTuple):
     dtype: Any  # of the result
 
     @property
-    def arrays(self) -> tuple[str, str, str]:
+    def arrays(self) -> tuple[str, ...]:
         """Both operands, and the result."""
-        return (*OPERANDS[self.face], self.face)  # type: ignore[return-value]
+        return (*OPERANDS[self.face], self.face)
 
     def letters(self, array: str) -> tuple[Letter, ...]:
-        return letters(array, len(self.axes))
+        """What the axes of "lhs", "rhs" or "out" run over."""
+        rows = range(len(self.axes))
+        if array == "rhs":
+            return (*[None for _ in rows], "g", "i", "j")
+        return ("n", *rows, "g", "i" if array == "lhs" else "j")
 
     def summed(self, letter: Letter) -> bool:
         """Whether the result is a sum over the letter."""
         return letter not in self.letters(self.face)
-
-
-# `compute` of some operands, axes and dtype of the result
-Compute = Callable[[jax.Array, jax.Array, Axes, Any], jax.Array]
 
 
 def divided(
@@ -91,185 +92,190 @@ def divided(
 
 
 def _rule(problem: Problem) -> str:
-    """In the words of Shardy, where sharding is to be propagated."""
-    words = []
-    for array in problem.arrays:
-        names = enumerate(problem.letters(array))
-        words.append(" ".join([_factor(letter, at) for at, letter in names]))
+    """What is divided alike, as Shardy has it."""
+
+    def word(at: int, letter: Letter) -> str:
+        if letter is None:
+            return f"taps{at}"
+        return letter if isinstance(letter, str) else f"rows{letter}"
+
+    words = [
+        " ".join([word(*item) for item in enumerate(problem.letters(array))])
+        for array in problem.arrays
+    ]
     return f"{words[0]}, {words[1]} -> {words[2]}"
-
-
-def _factor(letter: Letter, at: int) -> str:
-    if letter is None:
-        return f"tap{at}"
-    return f"rows{letter}" if isinstance(letter, int) else letter
 
 
 def _infer(problem: Problem, mesh: Any, operands: Any, result: Any) -> NamedSharding:
     """The sharding of the result, where Shardy is off."""
-    layout = _layout(problem, [*operands, result], known=2)
-    return layout.sharding(problem.face)
+    given = [x.sharding for x in operands]  # None: not known as yet
+    return _layout(problem, [*operands, result], [*given, None]).sharding(problem.face)
 
 
 def _partition(
     problem: Problem, compute: Compute, mesh: Any, operands: Any, result: Any
-) -> tuple[Any, Any, NamedSharding, tuple[NamedSharding, ...]]:
-    """What `custom_partitioning` asks for."""
-    layout = _layout(problem, [*operands, result], known=3)
-    shardings = [layout.sharding(array) for array in problem.arrays]
-    program = partial(_share, layout, compute)
-    return AbstractMesh((layout.count,), (DEVICES,)), program, shardings[2], tuple(shardings[:2])
+) -> tuple[AbstractMesh, Callable[..., jax.Array], NamedSharding, tuple[NamedSharding, ...]]:
+    """A mesh, the program of each device, and the shardings of its result and its operands."""
+    arrays = [*operands, result]
+    layout = _layout(problem, arrays, [x.sharding for x in arrays])
+    # Types must say nothing of a mesh that the user set, those of the operands neither: JAX makes
+    # these after this function, and then calls the program at once.
+    scope = contextlib.ExitStack()
+    scope.enter_context(_compat.no_mesh())
+
+    def program(x: jax.Array, y: jax.Array) -> jax.Array:
+        with scope:
+            return _share(layout, compute, x, y)
+
+    *given, made = [layout.sharding(array) for array in problem.arrays]
+    return AbstractMesh((layout.devices,), (DEVICES,)), program, made, tuple(given)
+
+
+# Which letter each axis of the mesh divides
 
 
 class Layout(NamedTuple):
-    """Which axes of the mesh divide which letter of a problem."""
+    """The division of a problem among devices."""
 
     problem: Problem
     shapes: dict[str, tuple[int, ...]]
-    sizes: tuple[int, ...]  # of the mesh
-    over: dict[Letter, MeshAxes]
+    mesh: tuple[int, ...]  # its sizes
+    over: dict[Letter, MeshAxes]  # by which axes of the mesh a letter is divided
 
     @property
-    def count(self) -> int:
-        """How many devices there are."""
-        return math.prod(self.sizes)
+    def devices(self) -> int:
+        """How many there are."""
+        return math.prod(self.mesh)
 
     def parts(self, letter: Letter) -> int:
-        return math.prod([self.sizes[k] for k in self.over.get(letter, ())])
+        """Into how many parts a letter is divided."""
+        return math.prod([self.mesh[k] for k in self.over.get(letter, ())])
 
     def sharding(self, array: str) -> NamedSharding:
-        mesh = AbstractMesh(self.sizes, tuple([f"axis{k}" for k in range(len(self.sizes))]))
-        letters = self.problem.letters(array)
-        over = [[mesh.axis_names[k] for k in self.over.get(letter, ())] for letter in letters]
-        return NamedSharding(mesh, PartitionSpec(*[tuple(names) or None for names in over]))
+        mesh = AbstractMesh(self.mesh, tuple([f"axis{k}" for k in range(len(self.mesh))]))
+        over = [self.over.get(letter, ()) for letter in self.problem.letters(array)]
+        spec = [tuple([mesh.axis_names[k] for k in axes]) or None for axes in over]
+        return NamedSharding(mesh, PartitionSpec(*spec))
 
     def part(self, letter: Letter) -> list[int]:
         """The number of the part of a letter that each device has."""
-        numbers = [0] * self.count
+        numbers = [0] * self.devices
         for k in self.over.get(letter, ()):
-            numbers = [numbers[d] * self.sizes[k] + self._at(d, k) for d in range(self.count)]
+            at = _coordinates(self.mesh, k)
+            numbers = [number * self.mesh[k] + at[d] for d, number in enumerate(numbers)]
         return numbers
 
-    def groups(self, *divided: Letter) -> list[list[int]]:
+    def groups(self, *letters: Letter) -> list[list[int]]:
         """Devices that differ in their parts of these letters alone, in the order of the parts."""
-        axes = [k for letter in divided for k in self.over.get(letter, ())]
-        parts = [self.part(letter) for letter in divided]
-        result: dict[Any, list[int]] = {}
-        for d in sorted(range(self.count), key=lambda d: [numbers[d] for numbers in parts]):
-            others = [self._at(d, k) for k in range(len(self.sizes)) if k not in axes]
-            result.setdefault(tuple(others), []).append(d)
+        axes = [k for letter in letters for k in self.over.get(letter, ())]
+        others = [_coordinates(self.mesh, k) for k in range(len(self.mesh)) if k not in axes]
+        parts = [self.part(letter) for letter in letters]
+        result: dict[tuple[int, ...], list[int]] = {}
+        for d in sorted(range(self.devices), key=lambda d: [numbers[d] for numbers in parts]):
+            result.setdefault(tuple([at[d] for at in others]), []).append(d)
         return list(result.values())
 
-    def _at(self, device: int, k: int) -> int:
-        """Where on axis k of the mesh a device is."""
-        return device // math.prod(self.sizes[k + 1 :]) % self.sizes[k]
 
-
-def _layout(problem: Problem, arrays: Sequence[Any], known: int) -> Layout:
-    """The division of the work, given how arrays are divided, of which `known` are certain."""
+def _layout(problem: Problem, arrays: Sequence[Any], given: Sequence[Any]) -> Layout:
+    """Chooses the division, by the shardings that are given, so that little is exchanged."""
     shapes = {name: tuple(x.shape) for name, x in zip(problem.arrays, arrays, strict=True)}
-    given = [(x.sharding, len(x.shape)) for x in arrays[:known]]
-    sizes, specs = _decoded(given)
+    known = [(name, x) for name, x in zip(problem.arrays, given, strict=True) if x is not None]
+    mesh, specs = _read([(sharding, len(shapes[name])) for name, sharding in known])
+    spec_of = {name: spec for (name, _), spec in zip(known, specs, strict=True)}
     nbytes = {
         name: math.prod(x.shape) * x.dtype.itemsize
         for name, x in zip(problem.arrays, arrays, strict=True)
+        if name in spec_of
     }
-    uses: list[dict[str, Letter]] = [{} for _ in sizes]  # which letter of each array, by mesh axis
+    divides: list[dict[str, Letter]] = [{} for _ in mesh]  # what each axis divides of each array
     order: dict[Letter, list[int]] = {}
-    by_size = sorted(zip(problem.arrays, specs, strict=False), key=lambda item: -nbytes[item[0]])
-    for name, spec in by_size:
-        for letter, axes in zip(problem.letters(name), spec, strict=True):
+    for name in sorted(spec_of, key=lambda name: -nbytes[name]):
+        for letter, axes in zip(problem.letters(name), spec_of[name], strict=True):
             for k in axes:
-                uses[k][name] = letter
+                divides[k][name] = letter
                 order.setdefault(letter, []).append(k)
-    chosen = [_letter(problem, shapes, nbytes, use, size) for use, size in zip(uses, sizes, strict=True)]
-    over = {
+    chosen = [_cheapest(problem, shapes, nbytes, *item) for item in zip(divides, mesh, strict=True)]
+    over: dict[Letter, MeshAxes] = {
         letter: tuple([k for k in dict.fromkeys(axes) if chosen[k] == letter])
         for letter, axes in order.items()
         if letter is not None
     }
-    return Layout(problem, shapes, sizes, over)
+    return Layout(problem, shapes, mesh, over)
 
 
-def _letter(
+def _cheapest(
     problem: Problem,
     shapes: dict[str, tuple[int, ...]],
     nbytes: dict[str, int],
-    use: dict[str, Letter],
+    divides: dict[str, Letter],
     parts: int,
 ) -> Letter:
-    """The letter that an axis of the mesh divides, by the bytes that are then exchanged."""
-    cost: dict[Letter, float] = {}
-    for letter in use.values():
-        extents = [
-            shapes[name][problem.letters(name).index(letter)]
-            for name in problem.arrays
-            if letter in problem.letters(name)
-        ]
+    """The letter to divide by an axis of the mesh, which divides arrays as it does.
+
+    It is the one for which fewest bytes are exchanged; taps stand for none.
+    """
+    costs: dict[Letter, float] = {}
+    for letter in divides.values():
+        of = {name: problem.letters(name) for name in problem.arrays}
+        extents = [shapes[name][of[name].index(letter)] for name in of if letter in of[name]]
         if letter is None or min(extents) == 1:
             continue
-        total = 0.0
-        for name in problem.arrays:
-            used, has = name in use, letter in problem.letters(name)
-            result = name == problem.face
-            if has and used and use[name] == letter:
-                continue
-            if has and used:  # its parts change hands
-                total += nbytes[name]
-            elif has and result:  # every device gets all of it
-                total += parts * nbytes[name]
-            elif result:  # summed
-                total += 2 * nbytes[name]
-            elif used and not has:
-                total += parts * nbytes[name]
-        total += 1e-3 * isinstance(letter, int) * total
-        cost[letter] = total
-    return min(cost, key=lambda letter: cost[letter]) if cost else None
+        cost = 0.0
+        for name, size in nbytes.items():
+            as_it_is = name in divides and divides[name] == letter
+            if name == problem.face and problem.summed(letter):
+                cost += 2 * size
+            elif name == problem.face and not as_it_is:  # the parts change hands, or all get all
+                cost += size if name in divides else parts * size
+            elif name in divides and not as_it_is:
+                cost += size if letter in of[name] else parts * size
+        # Rows take others' rows besides.
+        costs[letter] = cost + 1e-3 * isinstance(letter, int) * (cost + 1)
+    return min(costs, key=lambda letter: costs[letter]) if costs else None
 
 
 # What a sharding says
 
 
-def _decoded(given: Sequence[tuple[Any, int]]) -> tuple[tuple[int, ...], list[list[MeshAxes]]]:
-    """A mesh, and for each array which of its axes divide each dimension.
+def _read(given: Sequence[tuple[Any, int]]) -> tuple[tuple[int, ...], list[list[MeshAxes]]]:
+    """A mesh, and by which of its axes each dimension is divided, of shardings and their ranks.
 
-    Of a sharding we know which part of an array each device has: the mesh is found from that.
+    A sharding says which part of an array each device has. The mesh is found from that. If there
+    is none, nothing counts as divided.
     """
-    tiles = [_tiles(sharding, ndim) for sharding, ndim in given]
-    count = len(tiles[0][0]) if tiles and tiles[0] else 1
-    for sizes in itertools.islice(_orders(_primes(count)), 1000):
-        specs = [[_spec(tile, sizes) for tile in tile_of] for tile_of in tiles]
-        if all(axes is not None for spec in specs for axes in spec):
-            return sizes, specs  # type: ignore[return-value]
-    return (count,), [[() for _ in tile_of] for tile_of in tiles]
+    parts = [_parts(sharding, ndim) for sharding, ndim in given]
+    count = len(given[0][0].device_set) if given else 1
+    for mesh in itertools.islice(_orders(_primes(count)), ORDERS):
+        specs = [[_spec(numbers, mesh) for numbers in each] for each in parts]
+        if not any(spec is None for each in specs for spec in each):
+            return mesh, [[spec or () for spec in each] for each in specs]
+    return (count,), [[() for _ in each] for each in parts]
 
 
-def _tiles(sharding: Any, ndim: int) -> list[list[int]]:
+def _parts(sharding: Any, ndim: int) -> list[list[int]]:
     """For each dimension, the number of the part that each device has."""
     count = len(sharding.device_set)
-    # Any number of parts divides a size that is the number of devices.
-    slices = list(sharding.devices_indices_map((count,) * ndim).values())
-    return [
-        [(of[d].start or 0) // ((of[d].stop or count) - (of[d].start or 0)) for of in slices]
-        for d in range(ndim)
-    ]
+    # A size that every possible number of parts divides
+    slices = sharding.devices_indices_map((count,) * ndim).values()
+    bounds = [[of[d].indices(count)[:2] for of in slices] for d in range(ndim)]
+    return [[start // (stop - start) for start, stop in each] for each in bounds]
 
 
-def _spec(tiles: Sequence[int], sizes: Sequence[int]) -> MeshAxes | None:
-    """The mesh axes that number the parts so, the major one first; None if none do."""
-    strides = [math.prod(sizes[k + 1 :]) for k in range(len(sizes))]
-    weights = {k: tiles[stride] for k, stride in enumerate(strides) if tiles[stride]}
-    axes = tuple(sorted(weights, key=lambda k: -weights[k]))
-    parts = 1
-    for k in reversed(axes):
-        if weights[k] != parts:
-            return None
-        parts *= sizes[k]
-    for at, tile in enumerate(tiles):
-        digits = {k: at // strides[k] % sizes[k] for k in axes}
-        if tile != sum([digits[k] * weights[k] for k in axes]):
-            return None
-    return axes
+def _spec(numbers: Sequence[int], mesh: tuple[int, ...]) -> MeshAxes | None:
+    """The axes of the mesh whose coordinates are these numbers of parts; None if there are none."""
+    at = [_coordinates(mesh, k) for k in range(len(mesh))]
+    firsts = {k: numbers[at[k].index(1)] for k in range(len(mesh))}
+    axes = tuple(sorted([k for k in firsts if firsts[k]], key=lambda k: -firsts[k]))
+    made = [0] * len(numbers)
+    for k in axes:
+        made = [number * mesh[k] + at[k][d] for d, number in enumerate(made)]
+    return axes if made == list(numbers) else None
+
+
+def _coordinates(mesh: tuple[int, ...], k: int) -> list[int]:
+    """Where each device is on an axis of the mesh."""
+    stride = math.prod(mesh[k + 1 :])
+    return [d // stride % mesh[k] for d in range(math.prod(mesh))]
 
 
 def _primes(n: int) -> list[int]:
@@ -293,132 +299,133 @@ def _orders(items: Sequence[int]) -> Iterator[tuple[int, ...]]:
             yield (first, *order)
 
 
-# What one device does
+# The program of one device
 
 
 def _share(layout: Layout, compute: Compute, x: jax.Array, y: jax.Array) -> jax.Array:
     """A device's part of the result, of its parts of the operands."""
     problem = layout.problem
-    total = summed_in(x.dtype, y.dtype, problem.dtype)[1]
-    with _compat.exactly(x.dtype, y.dtype, total, problem.dtype):
-        arrays = dict(zip(OPERANDS[problem.face], (x, y), strict=True))
-        for name in arrays:
-            for at, letter in enumerate(problem.letters(name)):
-                if isinstance(letter, int) or problem.summed(letter):
-                    arrays[name] = _without_rest(layout, name, at, letter, arrays[name])
-        axes, moved = list(problem.axes), {}
-        for k, axis in enumerate(problem.axes):
-            if layout.parts(k) == 1:
-                continue
-            rows = Rows(layout, k, axis)
-            read = "lhs" if problem.face == "out" else "out"
-            if problem.face == "out":
-                axes[k], moved[k], windows = _value_rows(rows)
-            else:
-                axes[k], windows = _gradient_rows(rows)
-            arrays[read] = windows(arrays[read], 1 + k)
-        over = [letter for letter in layout.over if problem.summed(letter) and layout.over[letter]]
-        result = compute(*arrays.values(), tuple(axes), total if over else problem.dtype)
-        for k, (starts, count) in moved.items():
-            result = _from(result, 1 + k, starts, count, layout.part(k))
-        if over:
-            result = lax.psum(result, DEVICES, axis_index_groups=layout.groups(*over))
-        return cast(result, problem.dtype) if over else result
+    face, dtype = problem.face, problem.dtype
+    _, total = summed_in(x.dtype, y.dtype, dtype)
+    with _compat.exactly(x.dtype, y.dtype, total, dtype):
+        operands = dict(zip(OPERANDS[face], (x, y), strict=True))
+        for name in operands:
+            operands[name] = _within(layout, name, operands[name])
+        axes, own = list(problem.axes), {}
+        for k, axis in enumerate(axes):
+            if layout.parts(k) > 1:
+                rows = Rows(layout, k, axis)
+                name, at = "lhs" if face == "out" else "out", 1 + k
+                if face == "out":
+                    axes[k], starts, own[at] = rows.of_the_output()
+                else:
+                    axes[k], starts = rows.of_lhs()
+                count = axes[k].size if face == "out" else axes[k].out
+                operands[name] = rows.taken(operands[name], at, starts, count)
+        x, y = operands.values()
+        summed = [letter for letter in layout.over if layout.over[letter]]
+        summed = [letter for letter in summed if problem.summed(letter)]
+        result = compute(x, y, tuple(axes), total if summed else dtype)
+        for at, (starts, count) in own.items():
+            result = _from(result, at, starts, count)
+        if summed:
+            groups = layout.groups(*summed)
+            result = cast(lax.psum(result, DEVICES, axis_index_groups=groups), dtype)
+        return result
 
 
-def _without_rest(layout: Layout, name: str, at: int, letter: Letter, x: jax.Array) -> jax.Array:
-    """Zeros for what the last devices have beyond the end of an axis, which can be anything."""
-    size, parts = layout.shapes[name][at], layout.parts(letter)
-    if size % parts == 0:
-        return x
-    held = x.shape[at]
-    inside = lax.broadcasted_iota(jnp.int32, x.shape, at) < _own([size - d * held for d in layout.part(letter)])
-    return jnp.where(inside, x, jnp.zeros((), x.dtype))
+def _within(layout: Layout, name: str, x: jax.Array) -> jax.Array:
+    """Zeros for what the last parts have beyond the end of an array, which may be anything.
+
+    It is read where it is summed over, or as another device's rows.
+    """
+    for at, letter in enumerate(layout.problem.letters(name)):
+        size, held = layout.shapes[name][at], x.shape[at]
+        if size == held * layout.parts(letter):
+            continue
+        if isinstance(letter, int) or layout.problem.summed(letter):
+            left = _own([size - part * held for part in layout.part(letter)])
+            inside = lax.broadcasted_iota(jnp.int32, x.shape, at) < left
+            x = lax.select(inside, x, lax.full_like(x, 0))
+    return x
 
 
 class Rows(NamedTuple):
-    """Rows of one spatial axis, divided among devices."""
+    """The rows of one spatial axis, divided."""
 
     layout: Layout
-    letter: Letter
+    letter: int
     axis: Axis
 
     @property
-    def parts(self) -> int:
-        return self.layout.parts(self.letter)
+    def parts(self) -> list[int]:
+        """The number of the part that each device has."""
+        return self.layout.part(self.letter)
 
     def held(self, what: str) -> int:
         """How many rows of lhs ("size") or the output ("out") each device has."""
-        return -(-int(getattr(self.axis, what)) // self.parts)
+        return -(-int(getattr(self.axis, what)) // self.layout.parts(self.letter))
+
+    def of_the_output(self) -> tuple[Axis, list[int], tuple[list[int], int]]:
+        """The axis of each device's program that makes its own rows of the output.
+
+        Besides: the first row of lhs that each device needs; and where in what its program makes
+        its own rows are, and how many.
+        """
+        held, s = self.held("out"), self.axis.stride
+        e = dilate(self.axis.taps, self.axis.dilation)
+        skip, lo = divmod(self.axis.lo, s)
+        # All devices run one program, so all begin at the first phase of a row of phases.
+        above = [part * held % s for part in self.parts]
+        out = held + max(above)
+        size = max((out - 1 - lo + e - 1) // s + 1, 0)
+        hi = out + e - 1 - dilate(size, s) - lo
+        firsts = [part * held // s - skip for part in self.parts]
+        return self.axis._replace(size=size, lo=lo, hi=hi), firsts, (above, held)
+
+    def of_lhs(self) -> tuple[Axis, list[int]]:
+        """The axis of each device's program, which has its own rows of lhs.
+
+        Besides: the first row of the cotangent that each device needs.
+        """
+        held, s = self.held("size"), self.axis.stride
+        most = dilate(self.axis.taps, self.axis.dilation) - 1
+        firsts = [part * held * s + self.axis.lo - most for part in self.parts]
+        return self.axis._replace(size=held, lo=most, hi=most), firsts
+
+    def taken(self, x: jax.Array, at: int, firsts: Sequence[int], count: int) -> jax.Array:
+        """`count` rows of all devices' together, from the first of each device on; or zeros."""
+        held, groups = x.shape[at], self.layout.groups(self.letter)
+        shifts = [first - part * held for first, part in zip(firsts, self.parts, strict=True)]
+        low, high = min(shifts), max(shifts) + count
+        before, after = -(low // held), -(-high // held) - 1  # how many neighbours have some
+        if max(before, after) > min(NEAR, len(groups[0]) - 1):
+            x = lax.all_gather(x, DEVICES, axis=at, tiled=True, axis_index_groups=groups)
+            low, high = min(firsts), max(firsts) + count
+            x = pad(x, at, -low, high - x.shape[at])
+            return _from(x, at, [first - low for first in firsts], count)
+        pieces = []
+        for by in range(-before, after + 1):
+            start, stop = max(low - by * held, 0), min(high - by * held, held)
+            piece = lax.slice_in_dim(x, start, stop, axis=at)
+            if by:
+                pairs = [pair for group in groups for pair in _neighbours(group, by)]
+                piece = lax.ppermute(piece, DEVICES, pairs)
+            pieces.append(piece)
+        return _from(lax.concatenate(pieces, at), at, [shift - low for shift in shifts], count)
 
 
-Windows = Callable[[jax.Array, int], jax.Array]
+def _neighbours(group: Sequence[int], by: int) -> list[tuple[int, int]]:
+    """Pairs of a device that gives rows, and one that is so many before it."""
+    count = len(group)
+    return [(group[d + by], group[d]) for d in range(max(-by, 0), min(count - by, count))]
 
 
-def _value_rows(rows: Rows) -> tuple[Axis, tuple[list[int], int], Windows]:
-    """A device's axis for its own rows of the output, where those start, and its rows of lhs.
-
-    Devices run one program. So each begins at a whole row of phases, above its first row or at it.
-    """
-    axis, held, parts = rows.axis, rows.held("out"), rows.parts
-    s, e = axis.stride, dilate(axis.taps, axis.dilation)
-    skip, lo = divmod(axis.lo, s)
-    above = [d * held % s for d in range(parts)]
-    out = held + max(above)
-    size = max((out - 1 - lo + e - 1) // s + 1, 0)
-    hi = out + e - 1 - dilate(size, s) - lo
-    starts = [d * held // s - skip for d in range(parts)]
-    windows = partial(_window, rows=rows, held=rows.held("size"), starts=starts, count=size)
-    return axis._replace(size=size, lo=lo, hi=hi), (above, held), windows
-
-
-def _gradient_rows(rows: Rows) -> tuple[Axis, Windows]:
-    """A device's axis for its own rows of lhs, and its rows of the cotangent."""
-    axis, held = rows.axis, rows.held("size")
-    e = dilate(axis.taps, axis.dilation)
-    own = axis._replace(size=held, lo=e - 1, hi=e - 1)
-    starts = [d * held * axis.stride + axis.lo - (e - 1) for d in range(rows.parts)]
-    windows = partial(_window, rows=rows, held=rows.held("out"), starts=starts, count=own.out)
-    return own, windows
-
-
-def _window(
-    x: jax.Array, at: int, *, rows: Rows, held: int, starts: Sequence[int], count: int
-) -> jax.Array:
-    """`count` rows of all devices' together, from the start of each device on; zeros outside."""
-    shifts = [start - d * held for d, start in enumerate(starts)]
-    low, high = min(shifts), max(shifts) + count
-    first, last = low // held, -(-high // held) - 1
-    part, groups = rows.layout.part(rows.letter), rows.layout.groups(rows.letter)
-    if max(-first, last) > min(NEAR, rows.parts - 1):
-        x = lax.all_gather(x, DEVICES, axis=at, tiled=True, axis_index_groups=groups)
-        before = max(-min(starts), 0)
-        x = pad(x, at, before, max(max(starts) + count - x.shape[at], 0))
-        return _from(x, at, [start + before for start in starts], count, part)
-    parts = []
-    for by in range(first, last + 1):
-        start, stop = max(low - by * held, 0), min(high - by * held, held)
-        rest = lax.slice_in_dim(x, start, stop, axis=at)
-        if by:
-            pairs = [
-                (group[d + by], group[d])
-                for group in groups
-                for d in range(rows.parts)
-                if 0 <= d + by < rows.parts
-            ]
-            rest = lax.ppermute(rest, DEVICES, pairs)
-        parts.append(rest)
-    x = lax.concatenate(parts, at) if parts else lax.slice_in_dim(x, 0, 0, axis=at)
-    return _from(x, at, [shift - low for shift in shifts], count, part)
-
-
-def _from(
-    x: jax.Array, at: int, starts: Sequence[int], count: int, part: Sequence[int]
-) -> jax.Array:
-    """`count` rows, from the start of each part on."""
+def _from(x: jax.Array, at: int, starts: Sequence[int], count: int) -> jax.Array:
+    """`count` rows, from each device's start on."""
     if len(set(starts)) == 1:
         return lax.slice_in_dim(x, starts[0], starts[0] + count, axis=at)
-    return lax.dynamic_slice_in_dim(x, _own([starts[d] for d in part]), count, at)
+    return lax.dynamic_slice_in_dim(x, _own(starts), count, at)
 
 
 def _own(numbers: Sequence[int]) -> jax.Array:

@@ -327,10 +327,14 @@ def _lower(platform: str, ctx: mlir.LoweringRuleContext, x: Any, y: Any, **param
     module, avals = ctx.module_context, ctx.avals_in
     single = _single_device(module.axis_context)
     rule: Callable[..., Any] = partial(compute, platform=platform, single_device=single)
-    if not single and (partitioned := _compat.partitioned(ctx)) and _divisible(avals, ctx.avals_out):
+    if (
+        not single
+        and (partitioned := _compat.partitioned(ctx))
+        and _divisible(avals, ctx.avals_out)
+    ):
         ctx, rule = partitioned, partial(_divided, platform=platform)
     elif single and _compat.for_export(module):
-        # An exported program may be called on operands that several devices divide, its groups, too.
+        # It may be called on operands that several devices divide, their groups, too.
         letters = _letters(params["face"], avals[0], avals[1], params["axes"])
         rule = partial(compute, platform=platform, single_device=letters["g"] == 1)
     dtypes = [aval.dtype for aval in (*ctx.avals_in, *ctx.avals_out)]
@@ -355,7 +359,8 @@ def _divided(
 
     plain = partial(alone, implementation=Choice(GENERAL.name))
     problem = _partition.Problem(face, axes, dtype)
-    return _partition.divided(problem, alone, plain, _label(params), x, y)
+    label = _label({**params, **problem._asdict()})
+    return _partition.divided(problem, alone, plain, label, x, y)
 
 
 def _label(params: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxconvt import _apart, _compat, _costs, _measure, _plan, _primitive
-from jaxconvt._call import Call, Choice
+from jaxconvt._call import OPERANDS, Call, Choice
 from jaxconvt._canonical import canonical, users
 from jaxconvt._tuning import TITLES, Case, Pick
 from jaxconvt._words import first_line
@@ -198,7 +198,7 @@ def _faces(case: Case) -> tuple[str, ...]:
 
 def _call(face: str, case: Case, backend: str) -> Call:
     structs = _structs(case)
-    x, y = (structs[array] for array in _primitive.OPERANDS[face])
+    x, y = (structs[array] for array in OPERANDS[face])
     return _primitive.call_of(
         face,
         x,
@@ -238,7 +238,7 @@ def _function(
                 implementation=choice,
                 dtype=jnp.dtype(getattr(case, face)),
             )
-            x, y = (arrays[array] for array in _primitive.OPERANDS[face])
+            x, y = (arrays[array] for array in OPERANDS[face])
             result = _primitive.bind(x=x, y=y, **{**params, **more})
             results.append(users(face, result, *stored))
         return results
@@ -252,7 +252,7 @@ def _operands(case: Case, device: Any) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     result = {}
     for array, struct in _structs(case).items():
-        if not any(array in _primitive.OPERANDS[face] for face in faces):
+        if not any(array in OPERANDS[face] for face in faces):
             continue
         dtype = struct.dtype
         # So that sums are neither too large for narrow dtypes, nor all true.

@@ -10,6 +10,7 @@ import functools
 import itertools
 import math
 import re
+import unittest
 from typing import ClassVar
 from unittest import mock
 
@@ -21,7 +22,7 @@ from jax import export, lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxconvt import IMPLEMENTATIONS, _layout, _plan, conv_transpose, explain
+from jaxconvt import IMPLEMENTATIONS, _compat, _layout, _partition, _plan, conv_transpose, explain
 from jaxconvt._call import Choice
 from jaxconvt._layers import BY_NAME
 from tests import util
@@ -31,23 +32,23 @@ LHS, RHS = util.random("lhs", (8, 32, 8, 8)), util.random("rhs", (4, 3, 8, 16))
 # Padded so that the same shifts of lhs reach both phases of the rows, twice as many as lhs's.
 ARGUMENTS = {"strides": (2, 1), "padding": [(3, 1), (1, 1)]}
 OURS = tuple(name for name in IMPLEMENTATIONS if name != "dilated")
-# What devices of a CPU divide is made by "depthwise" or "col2im", whatever is asked for, unless
-# it was exported. `ShardedTest.test_sharding` asks for all, other tests for one that can't be made.
 DIVIDED = ("strided", "depthwise", "auto")
 
 REDUCE, PERMUTE, GATHER = "all-reduce", "collective-permute", "all-gather"
 COLLECTIVES = (REDUCE, PERMUTE, GATHER, "reduce-scatter", "all-to-all")
 
+ROWS_AND_COLUMNS = (PERMUTE, REDUCE) if _compat.HAS_PARTITIONING else (PERMUTE, REDUCE, GATHER)
+
 # How lhs and rhs are divided on the 2x4 mesh, and the output with them if nobody says how;
 # whether the value needs no collectives; and which the value with both gradients may have.
 # Halos are permuted, and where a sum runs over what is divided it is reduced: over input
-# channels in the value, over output channels, images and rows in gradients. Nothing gathers, but
-# where rows and columns are divided: the kernel gradient sums over both as one axis.
+# channels in the value, over output channels, images and rows in gradients. Nothing gathers, but,
+# on JAX without a partitioning rule of ours, where rows and columns are divided.
 SHARDINGS = {
     "batch": (P("ab"), P(), P("ab"), True, (REDUCE,)),
     "rows": (P(None, "ab"), P(), P(None, "ab"), False, (PERMUTE, REDUCE)),
     "batch, rows": (P("a", "b"), P(), P("a", "b"), False, (PERMUTE, REDUCE)),
-    "rows, columns": (P(None, "a", "b"), P(), P(None, "a", "b"), False, (PERMUTE, REDUCE, GATHER)),
+    "rows, columns": (P(None, "a", "b"), P(), P(None, "a", "b"), False, ROWS_AND_COLUMNS),
     "in": (P(None, None, None, "ab"), P(None, None, "ab"), P(), False, (REDUCE,)),
     "out": (P(), P(None, None, None, "ab"), P(None, None, None, "ab"), True, (REDUCE,)),
     "batch, in": (P("a", None, None, "b"), P(None, None, "b"), P("a"), False, (REDUCE,)),
@@ -173,15 +174,20 @@ class ShardedTest(parameterized.TestCase):
         alone = functools.partial(lax.conv_transpose, strides=(2, 2), padding="VALID")
         assert_close(jax.jit(step(f))(lhs, rhs), step(alone)(lhs, rhs))
 
-    def test_batch_is_in_chunks_on_one_device_alone(self):
+    def test_choices_are_those_of_a_device(self):
+        """By the sizes that it holds, in chunks; of whole arrays where XLA divides the program."""
+        asked = []
+
         def choose(implementation, cost, call, both_gradients):
+            asked.append(call)
             return Choice("col2im", chunks=2 if call.single_device else 1)
 
         with mock.patch.object(_plan, "_choose", choose):
-            f = jax.jit(function("auto"))
-            divided = jax.device_put((LHS, RHS), (sharding(P("ab")), sharding(P())))
-            loops = ["while" in f.lower(*x).as_text() for x in ((LHS, RHS), divided)]
-        self.assertEqual(loops, [True, False])
+            divided = jax.device_put((LHS, RHS), (sharding(P("b")), sharding(P())))
+            program = jax.jit(function("auto")).lower(*divided).compile()
+        assert_close([program(*divided)], one_device("dilated")[0])
+        self.assertEqual("while" in program.as_text(), _compat.HAS_PARTITIONING)
+        self.assertEqual([call.n for call in asked], [2 if _compat.HAS_PARTITIONING else 8])
 
     @parameterized.product(implementation=("col2im", "auto"), layer=("dcgan_64", "vnet"))
     def test_divided_output_channels_are_summed_once(self, implementation, layer):
@@ -404,6 +410,214 @@ class DividedDifferentlyTest(parameterized.TestCase):
         ]
         error = np.max(np.abs(f(*divided) - f(x, y)))
         print(f"jaxlib sums over axes divided differently {'wrongly' if error > 1 else 'rightly'}.")
+
+
+def unsupported(test):
+    """Skips a test of our partitioning rule where there is none."""
+    reason = f"JAX {jax.__version__} has no rules that Shardy propagates by"
+    return unittest.skipUnless(_compat.HAS_PARTITIONING, reason)(test)
+
+
+@unsupported
+class PartitionTest(parameterized.TestCase):
+    """The rule by which a face is divided, where it differs from a whole mesh and even parts."""
+
+    def check(self, c, over, specs, implementation="auto", dtype="float32", change=lambda x: x):
+        """Value and gradients with lhs, rhs and the cotangent divided, as on one device."""
+        lhs, rhs = (jnp.asarray(x) for x in util.operands(c, dtype))
+        f = functools.partial(conv_transpose, implementation=implementation, **c.kwargs)
+        ct = jnp.asarray(util.cotangent(jax.eval_shape(f, lhs, rhs).shape, dtype))
+
+        def run(lhs, rhs, ct, divide):
+            lhs, rhs, ct = map(divide, map(change, (lhs, rhs, ct)), specs)
+            out, vjp = jax.vjp(f, lhs, rhs)
+            return (out, *vjp(ct))
+
+        def divide(x, spec):
+            return lax.with_sharding_constraint(x, NamedSharding(over, spec))
+
+        def whole(x, spec):
+            return x
+
+        want = jax.jit(functools.partial(run, divide=whole))(lhs, rhs, ct)
+        program = jax.jit(functools.partial(run, divide=divide)).lower(lhs, rhs, ct).compile()
+        got = program(lhs, rhs, ct)
+        for x, y in zip(got, want, strict=True):
+            self.assertEqual(x.dtype, y.dtype)
+        assert_close(*[[np.asarray(x, "complex128") for x in arrays] for arrays in (got, want)])
+        return program
+
+    MESHES: ClassVar = {
+        "6": ((6,), ("d",), (P("d"), P(), P(None, "d"))),
+        "5": ((5,), ("d",), (P(None, "d"), P(None, None, "d"), P(None, "d"))),
+        "3x2": ((3, 2), ("d", "e"), (P("e", "d"), P(None, "d", "e"), P(("d", "e")))),
+        "2x3": ((2, 3), ("d", "e"), (P(None, ("e", "d")), P(), P(None, "d", "e"))),
+        "3, of 2x3": ((2, 3), ("d", "e"), (P(None, "e"), P(None, "e"), P(None, None, "e"))),
+        "7": ((7,), ("d",), (P(None, "d"), P(), P())),
+    }
+
+    @parameterized.product(name=tuple(MESHES), stride=(1, 2, 3), padding=("SAME", "VALID"))
+    def test_meshes_that_divide_nothing_evenly(self, name, stride, padding):
+        sizes, names, specs = self.MESHES[name]
+        several = np.array(jax.devices()[: math.prod(sizes)]).reshape(sizes)
+        over = jax.sharding.Mesh(several, names)
+        self.check(case(name, (4, 11, 5), (4, 5, 7), (stride,), padding), over, specs)
+
+    @parameterized.product(taps=(2, 9, 100), padding=("SAME", [(0, 0)], [(-3, 9)], [(9, -3)]))
+    def test_rows_of_many_neighbours(self, taps, padding):
+        """Of the next, of several, and of more than are asked one after the other."""
+        c = case("rows", (2, 24, 3), (taps, 3, 2), (2,), padding)
+        over = jax.sharding.Mesh(np.array(jax.devices()), ("d",))
+        if padding != "SAME" and taps > 9:
+            c.kwargs["padding"] = [tuple(pad + taps // 2 for pad in padding[0])]
+        program = self.check(c, over, (P(None, "d"), P(), P(None, "d")))
+        if padding == "SAME":  # others divide the output at other rows than lhs
+            self.assertEqual(GATHER in program.as_text(), taps == 100)
+
+    def test_what_is_beyond_the_end_is_not_read(self):
+        """It may be anything: the parts of uneven arrays are larger than what is in them."""
+        c = case("beyond", (3, 13, 5), (4, 5, 3), (2,), "SAME")
+        over = mesh()
+
+        def change(x):  # what is beyond the end becomes infinite, if XLA has zeros there
+            return 1 / (1 / x)
+
+        specs = (P("a", "b"), P(None, "b", "a"), P("a", "b"))
+        self.check(c, over, specs, change=change)
+
+    @parameterized.product(
+        dtype=("bfloat16", "float16", "complex64", "int8", "int32"),
+        implementation=("auto", "strided"),
+    )
+    def test_dtypes_are_summed_in_wide_ones(self, dtype, implementation):
+        lhs, rhs = (jnp.asarray(x) for x in (LHS, RHS))
+        lhs, rhs = (3 * lhs).astype(dtype), (3 * rhs).astype(dtype)
+        specs = P(None, None, None, "ab"), P(None, None, "ab")
+        f = function(implementation)
+        program = jax.jit(f, in_shardings=[sharding(spec) for spec in specs])
+        program = program.lower(lhs, rhs)
+        text = program.compile().as_text()
+        wide = {"complex64": "c64", "int8": "s32", "int32": "s32"}.get(dtype, "f32")
+        self.assertIn(REDUCE, text)
+        self.assertNotRegex(text, rf"= (?!{wide})\w+\[[^ ]* {REDUCE}(-start)?\(")
+        got, want = program.compile()(lhs, rhs), jax.jit(f)(lhs, rhs)
+        self.assertEqual(got.dtype, want.dtype)
+        got, want = (np.asarray(x, "complex128") for x in (got, want))
+        rtol = {"bfloat16": 2**-8, "float16": 2**-11}.get(dtype, 1e-5)
+        np.testing.assert_allclose(got, want, rtol=2 * rtol, atol=1e-5 * np.abs(want).max())
+
+    def test_a_mesh_that_the_user_set_stays_set(self):
+        if not hasattr(jax, "set_mesh"):
+            self.skipTest(f"JAX {jax.__version__} has no jax.set_mesh")
+        with jax.set_mesh(mesh()):
+            before = jax.sharding.get_abstract_mesh()
+            compiled(step(function("auto")), (P("a", "b"), P()))
+            self.assertEqual(jax.sharding.get_abstract_mesh(), before)
+
+    def test_programs_are_told_apart(self):
+        """By all that decides what a device computes: JAX may cache programs by their text."""
+        operands = jax.device_put((LHS, RHS), (sharding(P("ab")), sharding(P())))
+
+        def label(**more):
+            f = functools.partial(conv_transpose, **{**ARGUMENTS, "implementation": "auto", **more})
+            text = jax.jit(f).lower(*operands).as_text()
+            return re.findall(r'jaxconvt_call = "(\w+)"', text)
+
+        calls = (
+            {},
+            {"padding": [(2, 2), (1, 1)]},
+            {"padding": [(1, 3), (1, 1)]},
+            {"implementation": "col2im"},
+            {"precision": "highest"},
+            {"transpose_kernel": True, "dimension_numbers": ("NHWC", "HWOI", "NHWC")},
+        )
+        labels = [label(**more) for more in calls]
+        self.assertEqual([len(each) for each in labels], [1] * len(calls))
+        self.assertLen({each[0] for each in labels}, len(calls))
+        self.assertEqual(labels[0], label())
+
+    @parameterized.product(seed=tuple(range(40)))
+    def test_shardings_are_read(self, seed):
+        """Of random meshes, the axes that divide each dimension are found again."""
+        rng = np.random.default_rng(seed)
+        sizes = [(8,), (2, 4), (4, 2), (2, 2, 2), (6,), (3, 2), (2, 3), (1, 5), (2, 1, 2)][seed % 9]
+        several = np.array(jax.devices()[: math.prod(sizes)]).reshape(sizes)
+        names = tuple("abc"[: len(sizes)])
+        over = jax.sharding.Mesh(several, names)
+        spec = [()] * 4
+        for name in rng.permutation(names):
+            at = rng.integers(5)
+            if at < 4:
+                spec[at] = (*spec[at], str(name))
+        given = NamedSharding(over, P(*spec))
+        found, (axes,) = _partition._read([(given, 4)])
+        parts = [math.prod([found[k] for k in of]) for of in axes]
+        self.assertEqual(parts, [math.prod([over.shape[name] for name in of]) for of in spec])
+        again = NamedSharding(
+            jax.sharding.Mesh(several.reshape(found), [f"m{k}" for k in range(len(found))]),
+            P(*[tuple(f"m{k}" for k in of) for of in axes]),
+        )
+        self.assertTrue(given.is_equivalent_to(again, 4), (given, again))
+
+
+class PartitionFaultsTest(parameterized.TestCase):
+    """Programs that were wrong, or did not compile, when XLA divided our products of matrices."""
+
+    def put(self, over, x, *spec):
+        return jax.device_put(x, NamedSharding(over, P(*spec)))
+
+    @unsupported
+    def test_lost_update(self):
+        """Of groups, with the kernel's channels divided over two axes of the mesh."""
+        over = jax.sharding.Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "model"))
+        x, w = util.random("x", (8, 6, 16)), util.random("w", (3, 4, 16))
+
+        def updated(w, x, how="auto"):
+            layer = functools.partial(
+                conv_transpose, strides=(2,), padding=[(2, 1)], feature_group_count=4
+            )
+            return w - jax.grad(lambda w: jnp.mean(layer(x, w, implementation=how) ** 2))(w)
+
+        w_ = self.put(over, w, None, None, ("model", "data"))
+        x_ = self.put(over, x, "data", None, "model")
+        np.testing.assert_allclose(jax.jit(updated)(w_, x_), updated(w, x, "dilated"), atol=1e-4)
+
+    @unsupported
+    @parameterized.parameters("auto", "strided", "col2im", "polyphase")
+    def test_gradient_on_three_axes(self, how):
+        over = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 2, 2), ("d", "m", "e"))
+        w, ct = util.random("w", (2, 8, 8)), util.random("ct", (8, 8, 8))
+        x = jax.ShapeDtypeStruct((8, 4, 8), "float32")
+
+        def gradient(w, ct, how):
+            layer = functools.partial(
+                conv_transpose, rhs=w, strides=(2,), padding="SAME", implementation=how
+            )
+            return jax.linear_transpose(layer, x)(ct)[0]
+
+        given = NamedSharding(over, P(None, ("e", "d"), "m"))
+        f = jax.jit(functools.partial(gradient, how=how), out_shardings=given)
+        got = f(self.put(over, w, "m", "d", "e"), self.put(over, ct, "d"))
+        np.testing.assert_allclose(got, gradient(w, ct, "dilated"), atol=1e-4)
+
+    @unsupported
+    def test_rows_and_columns_by_one_axis(self):
+        over = jax.sharding.Mesh(np.array(jax.devices()), ("a",))
+        x, w, target = (
+            util.random(name, shape)
+            for name, shape in (("x", (8, 4, 8, 8)), ("w", (2, 3, 8, 8)), ("t", (8, 8, 9, 8)))
+        )
+
+        def gradient(w, x, target, how="auto"):
+            def loss(w):
+                out = conv_transpose(x, w, (2, 1), [(1, 1), (2, 1)], implementation=how)
+                return jnp.sum((out - target) ** 2)
+
+            return jax.grad(loss)(w)
+
+        columns = [self.put(over, x, None, None, "a"), self.put(over, target, None, "a")]
+        want = gradient(w, x, target, "dilated")
+        assert_close([jax.jit(gradient)(w, *columns)], [want])
 
 
 class ShardMapTest(parameterized.TestCase):

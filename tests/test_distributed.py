@@ -56,9 +56,14 @@ def losses():
     return result
 
 
-def worker(index, address):
+def initialize(index, address):
+    """Makes this process one of all, before it uses a device."""
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(address, PROCESSES, index, initialization_timeout=SECONDS // 2)
+    jax.distributed.initialize(address, PROCESSES, int(index), initialization_timeout=SECONDS // 2)
+
+
+def worker(index, address):
+    initialize(index, address)
     found = losses()
     print(json.dumps([jax.process_count(), jax.device_count(), found]))
     jax.distributed.shutdown()
@@ -70,13 +75,17 @@ def free_port():
         return s.getsockname()[1]
 
 
-def run_all():
-    """What each process prints, in order; none is left behind."""
+def run_all(module, *arguments, devices=1, seconds=SECONDS):
+    """What each process prints, in order; none is left behind.
+
+    Each runs a module with these arguments, and those of `initialize`, on so many devices.
+    """
     address = f"127.0.0.1:{free_port()}"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     children = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.test_distributed", str(index), address],
+            [sys.executable, "-m", module, *arguments, str(index), address],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -85,7 +94,7 @@ def run_all():
         for index in range(PROCESSES)
     ]
     try:
-        outputs = [child.communicate(timeout=SECONDS) for child in children]
+        outputs = [child.communicate(timeout=seconds) for child in children]
     finally:
         for child in children:
             child.kill()
@@ -93,17 +102,18 @@ def run_all():
     for child, (_, errors) in zip(children, outputs, strict=True):
         if child.returncode:
             raise AssertionError(f"exit status {child.returncode}:\n{errors}")
-    return [json.loads(out.splitlines()[-1]) for out, _ in outputs]
+    return [out for out, _ in outputs]
 
 
 class DistributedTest(absltest.TestCase):
     def test_two_processes(self):
         alone = losses()
         self.assertLess(alone[-1], alone[0])
-        for processes, devices, found in run_all():
+        for output in run_all("tests.test_distributed"):
+            processes, devices, found = json.loads(output.splitlines()[-1])
             self.assertEqual((processes, devices), (PROCESSES, PROCESSES))
             np.testing.assert_allclose(found, alone, rtol=1e-5)
 
 
 if __name__ == "__main__":
-    worker(int(sys.argv[1]), sys.argv[2])
+    worker(*sys.argv[1:])
