@@ -29,6 +29,10 @@ In summaries torch is the faster of its two layouts. It gets its inputs in its o
 where padding is uneven mirrored, so that its padding arguments say it; its gradients are those
 of torch.autograd.grad alone, after a forward outside the clock, and its threads are the cores.
 
+On a GPU and a TPU times are the device's, as JAX's profiler traces them: how long its kernels ran.
+The wall clock's are kept beside them, and stand in for them where no trace can be taken. "clock" of
+a row says which they are. torch's are traced in the same way.
+
 Every entry's results are compared with jax.lax's in float32 before it is timed. Entries that
 XLA compiles to the same instructions (jax.lax and dilated, and often auto and what it picks) are
 timed as one. A first call warms caches, and counts only if it takes over a second, on CPU.
@@ -63,6 +67,7 @@ import numpy as np
 from jax import lax
 
 import jaxconvt
+from jaxconvt._clock import Clock
 from jaxconvt._default import flip_and_swap
 from jaxconvt._explain import call_arguments
 from jaxconvt._layers import BY_NAME, LAYERS, Example, Layer
@@ -79,9 +84,11 @@ from jaxconvt._measure import (
     least_of,
     machine,
     positive,
+    repeated,
     runs_of,
 )
 from jaxconvt._spec import Spec
+from jaxconvt._tuning import CLOCKS, DEVICE, WALL
 
 Fn = Callable[..., Any]
 Row = dict[str, Any]
@@ -348,6 +355,7 @@ def measure(
     variant: str,
     with_torch: bool,
     budget: float,
+    clock: Clock,
     tune: bool = False,
     runs: int = 1,
     run: int = 0,
@@ -410,7 +418,9 @@ def measure(
             for title, choice in jaxconvt.explain(call.lhs, call.rhs, **call.kwargs).choices.items()
         },
         "bytes": size,  # of lhs, rhs and output
+        "clock": WALL,
         "seconds": {},
+        "wall_seconds": {},
         "temp_bytes": {},
         "compile_seconds": {},
         "failed": [],
@@ -426,8 +436,10 @@ def measure(
         except RuntimeError as e:  # what torch raises for layers that it lacks
             fail(TORCH, "all", " ".join(str(e).split())[:200])
     compiled: Any
+    torch_clock = Clock(jax.devices()[0])  # its own, as traces of JAX may lack torch's kernels
     for mode in MODES:
         samplers: dict[str, Sampler] = {}
+        on_device: dict[str, Sampler] = {}
         same: dict[str, str] = {}  # the entry that is the same program
         programs: dict[str, tuple[str, int | None]] = {}
         row["temp_bytes"][mode] = {}
@@ -455,6 +467,9 @@ def measure(
                     analysis = compiled.memory_analysis()
                     programs[text] = name, analysis and analysis.temp_size_in_bytes
                     samplers[name] = sampler
+                    on_device[name] = repeated(
+                        partial(compiled, *operands), jax.block_until_ready, clock
+                    )
                 same[name], row["temp_bytes"][mode][name] = programs[text]
             except Exception as e:  # whatever a backend may raise: the others still count
                 fail(name, mode, f"{type(e).__name__}: {' '.join(str(e).split())[:200]}")
@@ -462,21 +477,44 @@ def measure(
             f, xy = floor(call, spec)
             compiled = jax.jit(f).lower(*xy).compile()
             _, samplers[FLOOR] = called(partial(compiled, *xy))
+            on_device[FLOOR] = repeated(partial(compiled, *xy), jax.block_until_ready, clock)
             same[FLOOR] = FLOOR
         for name, modes in torch_.items():
             compute, wait, convert = modes[mode]
             results, sampler = called(compute, wait)
             check(name, to_numpy(results), convert(expected))
             samplers[name] = sampler if on_gpu else settled(sampler)
+            on_device[name] = repeated(compute, wait, torch_clock)
             same[name] = name
         timed = medians(samplers, budget, runs, run)
-        row["seconds"][mode] = {name: timed[program_of] for name, program_of in same.items()}
+        row["wall_seconds"][mode] = {name: timed[program_of] for name, program_of in same.items()}
+        if clock.name == DEVICE:
+            timed = medians(on_device, budget, runs, run)
+            untraced = () if torch_clock.name == DEVICE else torch_
+            row["seconds"][mode] = {
+                name: timed[program_of] for name, program_of in same.items() if name not in untraced
+            }
+    row["clock"] = DEVICE
+    return row if clock.name == DEVICE else by_the_wall_clock(row)
+
+
+def by_the_wall_clock(row: Row) -> Row:
+    """A row that has no other times, nor have its runs."""
+    row = {**row, "clock": WALL}
+    row["seconds"] = row.pop("wall_seconds", row["seconds"])
+    if "runs" in row:
+        row["runs"] = [
+            {**run, "seconds": run.get("wall_seconds", run["seconds"])} for run in row["runs"]
+        ]
     return row
 
 
 def merged(rows: Sequence[Row]) -> Row:
     """A layer's row, of those of its runs: the medians, and what they are of."""
-    timed = [{key: row[key] for key in ("seconds", "compile_seconds")} for row in rows]
+    if any(row["clock"] == WALL for row in rows):  # the device's clock may stop on the way
+        rows = list(map(by_the_wall_clock, rows))
+    keys = [key for key in ("seconds", "wall_seconds") if key in rows[0]]
+    timed = [{key: row[key] for key in (*keys, "compile_seconds")} for row in rows]
 
     def median(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
         names = dict.fromkeys([name for own in figures for name in own])
@@ -486,7 +524,9 @@ def merged(rows: Sequence[Row]) -> Row:
 
     return {
         **rows[-1],
-        "seconds": {mode: median([run["seconds"][mode] for run in timed]) for mode in MODES},
+        **{
+            key: {mode: median([run[key][mode] for run in timed]) for mode in MODES} for key in keys
+        },
         "compile_seconds": median([run["compile_seconds"] for run in timed]),
         "failed": list(dict.fromkeys([what for row in rows for what in row["failed"]])),
         "runs": timed,
@@ -574,17 +614,23 @@ def compile_time(rows: Iterable[Row]) -> dict[str, float]:
 def summary(variant: str, tables: dict[str, Any]) -> str:
     """A table in a few lines, all geometric means over its layers."""
     rows = tables[variant]["rows"]
+    clocks = dict.fromkeys([CLOCKS[row.get("clock", WALL)] for row in rows])
     lines = [
-        f"{variant}: times over auto's (above 1, auto is faster)",
+        f"{variant}, by {' and '.join(clocks)}: times over auto's (above 1, auto is faster)",
         "geometric mean, median of the runs (least to most), and the layer where auto does worst",
     ]
 
-    def add(title: str, figures: Figures, least: bool = False) -> None:
+    def add(title: str, figures: Figures, least: bool = False, rows: Sequence[Row] = rows) -> None:
         lines.append(f"  {title:28}{mean_and_worst(rows, figures, least)}")
 
     for name in (REFERENCE, TORCH, TUNED, STUFFED, FLOOR):
         for mode in MODES[: 1 if name == FLOOR else None]:
             add(f"{name:14}{mode}", partial(ratios, mode=mode, over=name), least=True)
+    if all("wall_seconds" in row for row in rows):
+        lines.append("the same by the wall clock, of whole calls")
+        wall = list(map(by_the_wall_clock, rows))
+        for name, mode in itertools.product((REFERENCE, TORCH), MODES):
+            add(f"{name:14}{mode}", partial(ratios, mode=mode, over=name), True, wall)
     lines.append("auto's time over the best single implementation's (below 1, auto is faster)")
     for mode in MODES:
         add(mode, partial(ratios, mode=mode, over="auto", under="best"))
@@ -706,7 +752,7 @@ def main() -> int:
     layers = [BY_NAME[name] for name in arguments.layers] if arguments.layers else LAYERS
     kernels = ("", KERNEL) if arguments.transpose_kernel else ("",)
     variants = [variant + kernel for variant in arguments.variant for kernel in kernels]
-    failed = False
+    failed, clock = False, Clock(jax.devices()[0])
     names = (REFERENCE, *jaxconvt.IMPLEMENTATIONS, TUNED, STUFFED, TORCH, FLOOR)
     for variant in variants:
         start = time.perf_counter()
@@ -721,6 +767,7 @@ def main() -> int:
                 variant,
                 bool(torch_version),
                 arguments.seconds,
+                clock,
                 arguments.autotune,
                 arguments.runs,
                 run,
@@ -729,7 +776,8 @@ def main() -> int:
             kept[layer.name] = merged(done[layer.name])
             failed |= bool(row["failed"])
             choices = ", ".join(row["choices"].values())
-            print(f"{layer.name}: {choices}; {time.perf_counter() - start:.0f} s", flush=True)
+            by = f"by {CLOCKS[row['clock']]}; {time.perf_counter() - start:.0f} s"
+            print(f"{layer.name}: {choices}; {by}", flush=True)
             print("\n".join(line(row, mode) for mode in MODES), flush=True)
             for what in row["failed"]:
                 print(f"WRONG RESULTS: {what}", flush=True)

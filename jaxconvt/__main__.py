@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxconvt
+from jaxconvt._clock import Clock
 from jaxconvt._layers import BY_NAME, LAYERS, Layer
 from jaxconvt._measure import (
     NOISY,
@@ -40,10 +41,11 @@ from jaxconvt._measure import (
     step,
     tolerance,
 )
-from jaxconvt._words import first_line
+from jaxconvt._tuning import DEVICE, WALL
+from jaxconvt._words import first_line, shorten
 
 T = TypeVar("T")
-Samples = Mapping[str, Mapping[str, Sequence[float]]]  # by mode and implementation
+Samples = Mapping[str, Mapping[str, Sequence[float]]]  # by mode or clock, and implementation
 
 EXACT = "dilated"  # equals the reference to the bit; the others, within the tolerance
 AUTO, TUNED = "auto", "autotune"  # the second only where it is asked for
@@ -60,7 +62,7 @@ SHORT = {"dilated": "d", "strided": "s", "depthwise": "w", "col2im": "c", "polyp
 
 
 def compare(
-    layer: Layer, dtype: str, tune: bool = False
+    layer: Layer, dtype: str, clock: Clock, tune: bool = False
 ) -> tuple[dict[str, Any], dict[str, Programs]]:
     """A row of the report but for its times, and the programs of each mode."""
     call = layer.call(dtype)
@@ -78,8 +80,9 @@ def compare(
         for a in (call.lhs, call.rhs, out)
     )
     steps = {name: step(f) for name, f in functions.items()}
-    forward = compiled(functions, lhs, rhs)
-    gradients = compiled(steps, lhs, rhs, cotangent)
+    by = clock if clock.name == DEVICE else None
+    forward = compiled(functions, lhs, rhs, by=by)
+    gradients = compiled(steps, lhs, rhs, cotangent, by=by)
     programs = dict(zip(MODES, (forward, gradients), strict=True))
 
     # The lesser of two compilations, as one may have been held up.
@@ -124,14 +127,7 @@ def compare(
 
 def add_times(row: dict[str, Any], runs: Sequence[Samples]) -> None:
     """To a row of the report, from the samples of each run."""
-
-    def each(figure: Callable[[Sequence[float]], float], samples: Samples) -> Any:
-        return {mode: {name: figure(own) for name, own in samples[mode].items()} for mode in MODES}
-
-    together = {
-        mode: {name: [s for run in runs for s in run[mode][name]] for name in runs[0][mode]}
-        for mode in MODES
-    }
+    together = joined(runs)
     row["seconds"] = each(statistics.median, together)
     row["spread"] = each(spread, together)
     row["runs"] = [{"seconds": each(statistics.median, run)} for run in runs]
@@ -141,31 +137,51 @@ def add_times(row: dict[str, Any], runs: Sequence[Samples]) -> None:
     }
 
 
+def by_clock(runs: Sequence[Mapping[str, Samples]], name: str) -> list[Samples]:
+    """The samples of each run, by the one clock."""
+    return [{mode: run[mode][name] for mode in MODES} for run in runs]
+
+
+def joined(runs: Sequence[Samples]) -> Samples:
+    """The samples of all runs."""
+    return {
+        mode: {name: [s for run in runs for s in run[mode][name]] for name in runs[0][mode]}
+        for mode in MODES
+    }
+
+
+def each(figure: Callable[[Sequence[float]], float], samples: Samples) -> Any:
+    return {mode: {name: figure(own) for name, own in samples[mode].items()} for mode in MODES}
+
+
 def measure(
-    layers: Sequence[Layer], dtype: str, tune: bool = False, runs: int = 3
+    layers: Sequence[Layer], dtype: str, clock: Clock, tune: bool = False, runs: int = 3
 ) -> list[dict[str, Any]]:
     """The rows of the report; says how far it is.
 
-    Each run times all layers, so that a slow minute of the machine is in one run of each.
+    Each run times all layers, so that a slow minute of the machine is in one run of each. If the
+    device's clock stops on the way, all figures are the wall clock's.
     """
     measured = []
     for layer in progress("compared", layers):
         try:
-            row, programs = compare(layer, dtype, tune)
+            row, programs = compare(layer, dtype, clock, tune)
         except Exception as e:  # whatever a backend may raise: the other layers still count
             row, programs = {"layer": layer.name, "error": first_line(e)}, {}
-        measured.append((row, programs, list[Samples]()))
+        measured.append((row, programs, list[Mapping[str, Samples]]()))
     for run in range(runs):
         for row, programs, samples in progress(f"run {run + 1}", measured):
             if "error" in row:
                 continue
             try:
-                samples.append({mode: timed(programs[mode], runs, run) for mode in MODES})
+                samples.append({mode: timed(programs[mode], clock, runs, run) for mode in MODES})
             except Exception as e:
                 row["error"] = first_line(e)
     for row, _, samples in measured:
         if "error" not in row:
-            add_times(row, samples)
+            add_times(row, by_clock(samples, clock.name))
+            if clock.name != WALL:
+                row["wall_seconds"] = each(statistics.median, joined(by_clock(samples, WALL)))
     return [row for row, *_ in measured]
 
 
@@ -179,10 +195,19 @@ def progress(title: str, items: Sequence[T]) -> Iterator[T]:
     print(f" {time.perf_counter() - start:.0f} s", flush=True)
 
 
-def timed(programs: Programs, runs: int, run: int) -> dict[str, list[float]]:
-    """Samples of each function, of one of so many runs."""
-    times = in_turn(programs.samplers, least_of(runs), MOST_ROUNDS, PATIENCE, seed=run)
-    return {name: times[program] for name, program in programs.same.items()}
+def timed(programs: Programs, clock: Clock, runs: int, run: int) -> Samples:
+    """By clock, samples of each function, of one of so many runs."""
+    samplers = {WALL: programs.samplers}
+    if clock.name == DEVICE:
+        samplers[DEVICE] = programs.on_device
+    times = {
+        by: in_turn(own, least_of(runs), MOST_ROUNDS, PATIENCE, seed=run)
+        for by, own in samplers.items()
+    }
+    return {
+        by: {name: own[program] for name, program in programs.same.items()}
+        for by, own in times.items()
+    }
 
 
 def speedup(seconds: Mapping[str, float], name: str) -> float:
@@ -193,10 +218,19 @@ def speedup(seconds: Mapping[str, float], name: str) -> float:
 _NAME_WIDTH = max(len(name) for name in BY_NAME)
 
 
-def header(dtype: str, tune: bool = False) -> str:
+def clock_text(clock: Clock) -> str:
+    """Which clock the figures are by, and on a device why not by its own."""
+    if clock.name == DEVICE:
+        return "of the device, as JAX's profiler traces it: how long its kernels ran"
+    why = "" if jax.default_backend() == "cpu" else f" ({shorten(clock.problem, 60)})"
+    return f"by the wall clock{why}"
+
+
+def header(dtype: str, clock: Clock, tune: bool = False) -> str:
     letters = ", ".join(f"{letter} {name}" for name, letter in SHORT.items())
     tuned = "tuned     by how much what autotune measured to be fastest is\n" if tune else ""
     text = f"""\
+ms        {clock_text(clock)}
 faster    by how much auto is faster than jax.lax; 1.0x where it is the same program;
           ~ where calls differ: the third quartile of their times is over {NOISY} of the first
 {tuned}compile   the time to compile auto's step, over that to compile jax.lax's
@@ -233,7 +267,8 @@ def line(row: dict[str, Any]) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    return f"{seconds * 1e3:8.{2 if seconds < 1 else 0}f}"
+    digits = 3 if seconds < 1e-3 else 2 if seconds < 1 else 0
+    return f"{seconds * 1e3:8.{digits}f}"
 
 
 def times(figure: float) -> str:
@@ -291,7 +326,17 @@ def summary(rows: Sequence[dict[str, Any]], dtype: str, seconds: float) -> str:
                 f"{times(worst['speedup'][name][mode])}{'~' * noisy(worst, mode, name)} "
                 f"({worst['layer']})\n"
             )
+        if all("wall_seconds" in row for row in measured):
+            text += f"  by the wall clock {by_the_wall_clock(measured, name)}\n"
     return f"{text}{seconds:.0f} s."
+
+
+def by_the_wall_clock(rows: Sequence[dict[str, Any]], name: str) -> str:
+    """The speed-ups of whole calls, where the others are the device's."""
+    means = [
+        geometric_mean(speedup(row["wall_seconds"][mode], name) for row in rows) for mode in MODES
+    ]
+    return ", ".join(f"{mode} {times(mean)}" for mode, mean in zip(MODES, means, strict=True))
 
 
 def listed(layer: Layer) -> str:
@@ -342,15 +387,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         jax.config.update("jax_enable_x64", True)
 
     start = time.perf_counter()
-    about = machine()
+    about, clock = machine(), Clock(jax.devices()[0])
     print(
         "jaxconvt {jaxconvt}, JAX {jax}, jaxlib {jaxlib}, Python {python}, {system}, "
         "{cores} cores\nbackend {backend}, device {device} ({devices})".format(**about)
         + f", {arguments.dtype}\n",
         flush=True,
     )
-    rows = measure(layers, arguments.dtype, arguments.autotune, arguments.runs)
-    print(f"\n{header(arguments.dtype, arguments.autotune)}")
+    rows = measure(layers, arguments.dtype, clock, arguments.autotune, arguments.runs)
+    print(f"\n{header(arguments.dtype, clock, arguments.autotune)}")
     print("\n".join(map(line, rows)))
     print(f"\n{summary(rows, arguments.dtype, time.perf_counter() - start)}", flush=True)
     if arguments.json:
@@ -358,6 +403,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report = {
             "machine": about,
             "dtype": arguments.dtype,
+            "clock": clock.name,
             "tolerance": tolerance(arguments.dtype),
             "rows": rows,
             "geometric_means_of_runs": geometric_means(measured) if measured else {},

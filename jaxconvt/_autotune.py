@@ -33,6 +33,11 @@ def autotune(
     it can't be made, the first that can be made takes its part. A call that can't be measured,
     as it is too large, is left to "auto", with a warning.
 
+    On GPU and TPU what counts is the time in which the device runs kernels: by the wall clock all
+    small layers take alike there. `jax.profiler` traces it, in many short traces; start none of
+    yours meanwhile. Where no trace can be taken, as while one of yours is running or on a JAX
+    without `jax.profiler.ProfileData`, it is the wall clock. The `Tuning` says which it was.
+
     With several processes, let one measure, and send the others what `Tuning.dumps` returns, so
     that all run the same program. A call on divided arrays is measured as if on one device.
 
@@ -68,7 +73,7 @@ def autotune(
 
     Source: XLA measures its own kernels on GPU in this way; this measures lowerings.
     """
-    from jaxconvt import _found, _race  # late, as in `_api`
+    from jaxconvt import _clock, _found, _race  # late, as in `_api`
 
     if not callable(f):
         raise TypeError(
@@ -94,12 +99,13 @@ def autotune(
             "sizes are numbers above 0, got no such call: pass implementation='auto', or call "
             "jaxconvt.install() first."
         )
+    clock = _clock.Clock(device)
     picks, lost = [], []
     try:
         for at, (case, params) in enumerate(cases.items()):
             _progress(f"{at + 1} of {len(cases)}: {case}")
             try:
-                pick, why = apart(_race.fastest, case, params, backend, device, seconds)
+                pick, why = apart(_race.fastest, case, params, backend, device, clock, seconds)
             except Exception as e:  # as of one that is too large: the others still count
                 pick, why = None, [first_line(e)]
             picks += [pick] if pick else []

@@ -40,6 +40,9 @@ HAS_PARTITIONING = jax.__version_info__ >= (0, 7)
 # XLA's convolutions on CPU are others from jaxlib 0.11 on.
 AT_LEAST_0_11 = jax.__version_info__ >= (0, 11)
 
+# What reads the traces of JAX's profiler, if this JAX has it.
+ProfileData: Any = getattr(jax.profiler, "ProfileData", None)
+
 _x64: Any = vars(jax if hasattr(jax, "enable_x64") else jax.experimental)["enable_x64"]
 
 _WIDE = tuple(map(np.dtype, ("float64", "complex128", "int64", "uint64")))
@@ -195,6 +198,16 @@ def platform_of_device(device: Any) -> str:
     if device.platform == "gpu":
         return "rocm" if "rocm" in str(device.client.platform_version).lower() else "cuda"
     return device.platform if device.platform in ("cpu", "tpu") else "other"
+
+
+def trace_options() -> dict[str, Any]:
+    """For `jax.profiler.start_trace`: not every call of Python, where that can be said."""
+    make = getattr(jax.profiler, "ProfileOptions", None)
+    if make is None:
+        return {}
+    options = make()
+    options.python_tracer_level = 0
+    return {"profiler_options": options}
 
 
 def traced_apart() -> AbstractContextManager[Any]:

@@ -23,6 +23,8 @@ from jaxconvt._layers import Layer
 
 Fn = Callable[..., Any]
 Sampler = Callable[[], float]  # times something, and returns seconds
+# Turns so many calls in a row, and what waits for the last, into seconds of one.
+Clock = Callable[[Callable[[], Any], Callable[[Any], Any], int], float]
 K = TypeVar("K")
 T = TypeVar("T")
 
@@ -124,15 +126,16 @@ class Programs(NamedTuple):
     samplers: dict[str, Sampler]  # of each program, by the first function that is that program
     same: dict[str, str]  # by function, that first function
     compiling: dict[str, float]  # seconds, of one compilation of each program that XLA gets
+    on_device: dict[str, Sampler]  # as `samplers`, by another clock if one is given
 
 
-def compiled(functions: Mapping[str, Fn], *args: jax.Array) -> Programs:
+def compiled(functions: Mapping[str, Fn], *args: jax.Array, by: "Clock | None" = None) -> Programs:
     """Each function, compiled and called once.
 
     Functions are one program if XLA gets the same, or makes the same of them. Where XLA gets the
     same, and the first of them is slow, the others are not compiled: its results are theirs.
     """
-    programs = Programs({}, {}, {}, {})
+    programs = Programs({}, {}, {}, {}, {})
     first: dict[str, str] = {}  # by a program's text
     slow = set()
     for name, function in functions.items():
@@ -155,6 +158,8 @@ def compiled(functions: Mapping[str, Fn], *args: jax.Array) -> Programs:
             first.setdefault(text, programs.same[name])
         if programs.same[name] == name:
             programs.samplers[name] = sampler
+            if by:
+                programs.on_device[name] = repeated(run, jax.block_until_ready, by)
     return programs
 
 
@@ -184,7 +189,9 @@ def seconds_of(
 
 
 def called(
-    call: Callable[[], Any], wait: Callable[[Any], Any] = jax.block_until_ready
+    call: Callable[[], Any],
+    wait: Callable[[Any], Any] = jax.block_until_ready,
+    by: Clock = seconds_of,
 ) -> tuple[Any, Sampler]:
     """What a call returns, and a sampler of further ones.
 
@@ -195,20 +202,31 @@ def called(
     result = call()
     wait(result)
     seconds = clock() - start
-    count = 1
+    further = repeated(call, wait, by)
     counts_as_sample = seconds > VERY_SLOW and jax.default_backend() == "cpu"
 
     def sample() -> float:
-        nonlocal seconds, count, counts_as_sample
+        nonlocal counts_as_sample
         if counts_as_sample:
             counts_as_sample = False
             return seconds
-        # Calls on a GPU are queued: a clock around a short one would show the queueing.
-        seconds = seconds_of(call, wait, count)
+        return further()
+
+    return result, sample
+
+
+def repeated(call: Callable[[], Any], wait: Callable[[Any], Any], by: Clock) -> Sampler:
+    """Of calls that are warm: short ones are many in a row."""
+    count = 1
+
+    def sample() -> float:
+        nonlocal count
+        # Calls on a GPU are queued: a wall clock around a short one would show the queueing.
+        seconds = by(call, wait, count)
         count = max(1, min(_MOST_IN_A_ROW, int(_SAMPLE / max(seconds, 1e-9))))
         return seconds
 
-    return result, sample
+    return sample
 
 
 def in_turn(

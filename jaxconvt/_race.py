@@ -14,7 +14,8 @@ import numpy as np
 from jaxconvt import _apart, _compat, _costs, _measure, _plan, _primitive
 from jaxconvt._call import OPERANDS, Call, Choice
 from jaxconvt._canonical import canonical, users
-from jaxconvt._tuning import TITLES, Case, Pick
+from jaxconvt._clock import Clock
+from jaxconvt._tuning import TITLES, WALL, Case, Pick
 from jaxconvt._words import first_line
 
 Picks = tuple[Choice, ...]  # of one face, or of both gradients
@@ -26,7 +27,12 @@ PAIRS = 6  # how many of the best pairs of gradients are measured; the default's
 
 
 def fastest(
-    case: Case, params: Mapping[str, Any], backend: str, device: Any, seconds: float
+    case: Case,
+    params: Mapping[str, Any],
+    backend: str,
+    device: Any,
+    clock: Clock,
+    seconds: float,
 ) -> tuple[Pick | None, list[str]]:
     """The fastest of the candidates, and what was left out; none if not even the default runs."""
     cost = _costs.cost_of(backend, device.device_kind)
@@ -39,7 +45,7 @@ def fastest(
 
         def race(faces: Sequence[str], picks: Sequence[Picks]) -> dict[Picks, list[float]]:
             functions = {pick: _function(faces, pick, case, params) for pick in picks}
-            times, reasons = _race(functions, operands, seconds, most)
+            times, reasons = _race(functions, operands, clock, seconds, most)
             title = TITLES[case.what if len(faces) > 1 else faces[0]]
             left_out.extend([f"{title}: {reason}" for reason in reasons])
             return times
@@ -52,10 +58,12 @@ def fastest(
             singles.append(times)
         if len(faces) > 1:
             times = race(faces, _pairs(singles, calls, cost))
-    return _pick(case, times, left_out) if times else None, left_out
+    return _pick(case, times, left_out, clock.name) if times else None, left_out
 
 
-def _pick(case: Case, times: Mapping[Picks, list[float]], left_out: Sequence[str]) -> Pick:
+def _pick(
+    case: Case, times: Mapping[Picks, list[float]], left_out: Sequence[str], clock: str = WALL
+) -> Pick:
     """The first is the default's, which wins ties."""
     default = next(iter(times))
     medians = {
@@ -67,7 +75,7 @@ def _pick(case: Case, times: Mapping[Picks, list[float]], left_out: Sequence[str
     if medians[best] * TIE >= medians[default]:
         best = default
     fastest, reference = (float(f"{medians[picks]:.3g}") for picks in (best, default))
-    return Pick(case, best, fastest, reference, tuple(left_out))
+    return Pick(case, best, fastest, reference, tuple(left_out), clock)
 
 
 def _in_order(call: Call, cost: Any) -> list[Choice]:
@@ -100,6 +108,7 @@ def _pairs(
 def _race(
     functions: Mapping[Picks, Callable[..., Any]],
     operands: dict[str, Any],
+    clock: Clock,
     seconds: float,
     most: float,
 ) -> tuple[dict[Picks, list[float]], list[str]]:
@@ -123,7 +132,7 @@ def _race(
             run = partial(jax.jit(function).lower(operands).compile(), operands)
             program = _measure.instructions(run.func) or str(picks)
             if program not in programs:
-                result, sampler = _measure.called(run)
+                result, sampler = _measure.called(run, by=clock)
                 expected = expected or result
                 wrong = _differences(result, expected, most)
         except Exception as e:  # whatever a backend may raise: it is not to be picked, then
@@ -136,7 +145,7 @@ def _race(
         same[picks] = programs.setdefault(program, picks)
         if same[picks] == picks:
             samplers[picks] = partial(_unless_interrupted, sampler)
-    times = _measure.in_turn(samplers, *ROUNDS, seconds, _near)
+    times = clock.in_turn(samplers, *ROUNDS, seconds, _near)
     return {picks: times[program_of] for picks, program_of in same.items()}, left_out
 
 

@@ -28,6 +28,11 @@ TITLES = {
 }
 
 
+# What turned calls into seconds.
+WALL, DEVICE = "wall", "device"
+CLOCKS = {WALL: "the wall clock", DEVICE: "the device's clock"}
+
+
 class Case(NamedTuple):
     """All that decides what a call costs on one device, in the letters of `_primitive`."""
 
@@ -68,6 +73,7 @@ class Pick(NamedTuple):
     seconds: float
     default_seconds: float  # of jax.lax's own lowering, or of another where that can't be made
     left_out: tuple[str, ...] = ()  # candidates that failed or returned other numbers, and how
+    clock: str = WALL  # of `CLOCKS`
 
     def __str__(self) -> str:
         names = tuple(dict.fromkeys(map(str, self.choices)))
@@ -84,7 +90,8 @@ class Tuning:
 
     A call that was not measured uses "auto". `backend` is the platform that was measured ("cpu",
     "cuda", "rocm" or "tpu"). `device_kind` is JAX's name of the device. `jax` and `jaxlib` are
-    their versions. `picks` is what was measured, in a stable order. `print` shows a table.
+    their versions. `picks` is what was measured, in a stable order, each with its `clock`: "device"
+    is the time in which the device ran kernels, and "wall" that of calls. `print` shows a table.
     `a | b` merges two tunings of one device; where both have a call, that of `b` counts. `dumps`
     writes a tuning as text, and `loads` reads it.
 
@@ -134,9 +141,13 @@ class Tuning:
         )
 
     def __str__(self) -> str:
+        clocks = [
+            title for clock, title in CLOCKS.items() if clock in {p.clock for p in self.picks}
+        ]
+        by = f", by {' and '.join(clocks)}" if clocks else ""
         head = (
             f"{self._counts()} on {self.device_kind} ({self.backend}), "
-            f"JAX {self.jax}, jaxlib {self.jaxlib}\n"
+            f"JAX {self.jax}, jaxlib {self.jaxlib}{by}\n"
             f"{'jax.lax, ms':>11}{'tuned, ms':>11}{'faster':>9}"
         )
         return "\n".join([head, *map(str, self.picks)])
@@ -251,6 +262,8 @@ def _to_json(pick: Pick) -> dict[str, Any]:
         "seconds": pick.seconds,
         "default_seconds": pick.default_seconds,
         "left_out": list(pick.left_out),
+        # Texts of the wall clock are as they were when there was no other.
+        **({} if pick.clock == WALL else {"clock": pick.clock}),
     }
 
 
@@ -263,7 +276,7 @@ def _from_json(data: dict[str, Any]) -> Pick:
     if any(type(time) not in (int, float) for time in times):
         raise TypeError(f"seconds {show(times[0])} and {show(times[1])}")
     seconds, default_seconds = map(float, times)
-    left_out = data.pop("left_out")
+    left_out, clock = data.pop("left_out"), data.pop("clock", WALL)
     case = _typed(Case, {"axes": axes, "dimension_numbers": layout, **data})
     if case.what not in TITLES:
         raise ValueError(f"what {show(case.what)}")
@@ -271,6 +284,8 @@ def _from_json(data: dict[str, Any]) -> Pick:
         raise ValueError(f"{len(choices)} choices")
     if not isinstance(left_out, list) or not all(isinstance(reason, str) for reason in left_out):
         raise ValueError(f"left_out {show(left_out)}")
+    if clock not in tuple(CLOCKS):
+        raise ValueError(f"clock {show(clock)}")
     if not all(math.isfinite(s) and s >= 0 for s in (seconds, default_seconds)):
         raise ValueError(f"seconds {seconds} and {default_seconds}")
     sizes = [case.n, case.g, case.i, case.j, *[s for a in axes for s in (a.size, a.taps)]]
@@ -286,7 +301,7 @@ def _from_json(data: dict[str, Any]) -> Pick:
             raise ValueError(f"the lowering {choice}")
     for dtype in (case.lhs, case.rhs, case.out):
         jnp.dtype(dtype)  # or a TypeError
-    return Pick(case, choices, seconds, default_seconds, tuple(left_out))
+    return Pick(case, choices, seconds, default_seconds, tuple(left_out), clock)
 
 
 def _layout(specs: Any, ndim: int) -> lax.ConvDimensionNumbers:

@@ -28,7 +28,7 @@ from jax import export, lax
 from jaxlib.version import __version__ as jaxlib_version
 
 import jaxconvt
-from jaxconvt import _autotune, _compat, _measure, _primitive, _race, _tuning
+from jaxconvt import _autotune, _clock, _compat, _measure, _primitive, _race, _tuning
 from jaxconvt._call import Choice
 from jaxconvt._lowerings import LOWERINGS
 from tests import util
@@ -531,6 +531,64 @@ class PickedTest(parameterized.TestCase):
             self.assertEqual(_race._differences(got, want, most), "")
 
 
+class ClockTest(parameterized.TestCase):
+    """As if the CPU were a GPU."""
+
+    def setUp(self):
+        super().setUp()
+        gpu = mock.Mock(platform="gpu", local_hardware_id=0)
+        clock = functools.partial(_clock.Clock, gpu)
+        self.enter_context(mock.patch.object(_clock, "Clock", lambda device: clock()))
+        self.enter_context(mock.patch.object(_clock, "ProfileData", object()))
+
+    def traces(self, seconds_of):
+        """The device takes so many seconds for so many calls of a program of this text."""
+
+        def busy(calls, number):
+            call, _, count = calls.args
+            return seconds_of(call.func.as_text()) * count
+
+        self.enter_context(mock.patch.object(_clock, "traced", lambda calls: (calls(), calls)[1]))
+        self.enter_context(mock.patch.object(_clock, "busy", busy))
+
+    def test_the_device(self):
+        """It decides, whatever the wall clock says, and the tuning says so."""
+        self.traces(lambda text: 0.25 if "conv_transpose/col2im" in text else 0.5)
+        tuning = jaxconvt.autotune(conv, X, W, seconds=100.0)
+        (measured,) = tuning.picks
+        self.assertEqual(measured.choices, (COL2IM,))
+        self.assertEqual((measured.seconds, measured.default_seconds), (0.25, 0.5))
+        self.assertEqual(measured.clock, "device")
+        self.assertIn(f"jaxlib {jaxlib_version}, by the device's clock\n", str(tuning))
+        self.assertEqual(jaxconvt.Tuning.loads(tuning.dumps()), tuning)
+
+    @parameterized.parameters(1, 10)  # in the last of three rounds
+    def test_lost(self, lost_at):
+        """Of the picks that are by the wall clock, no sample is the device's."""
+        traces = itertools.count(1)
+
+        def seconds_of(text):
+            if next(traces) >= lost_at:
+                raise _clock.NoTrace("lost")
+            return 1000.0
+
+        self.traces(seconds_of)
+        (measured,) = jaxconvt.autotune(conv, X, W, seconds=100.0).picks
+        self.assertEqual(measured.clock, "wall")
+        self.assertLess(max(measured.seconds, measured.default_seconds), 100)
+
+    @parameterized.parameters(None, OSError, RuntimeError)
+    def test_a_profiler_that_fails(self, error):
+        """Or whose traces do not show the device."""
+        if error:
+            self.enter_context(mock.patch.object(jax.profiler, "start_trace", side_effect=error))
+        else:
+            self.enter_context(mock.patch.object(_clock, "ProfileData", _compat.ProfileData))
+        tuning = jaxconvt.autotune(jax.grad(loss, (0, 1)), X, W, seconds=0.1)
+        self.assertEqual([p.clock for p in tuning.picks], ["wall"] * 2)
+        self.assertIn(f"jaxlib {jaxlib_version}, by the wall clock\n", str(tuning))
+
+
 class UsedTest(parameterized.TestCase):
     @parameterized.product(name=("dilated", "strided", "col2im", "polyphase"), eager=(False, True))
     def test_as_measured(self, name, eager):
@@ -654,6 +712,19 @@ class KeptTest(parameterized.TestCase):
         self.assertLen([line for line in lines if '"what"' in line], 3)
         self.assertEqual((more | self.tuning).dumps().splitlines()[:7], lines[:7])
 
+    def test_clock(self):
+        """It is in the text only where it is the device's: other texts are as they were."""
+        text = self.tuning.dumps()
+        self.assertNotIn("clock", text)
+        first, *rest = self.tuning.picks
+        first = first._replace(clock="device")
+        mixed = dataclasses.replace(self.tuning, picks=(first, *rest))
+        self.assertEqual(mixed.dumps().count(', "clock": "device"}'), 1)
+        self.assertEqual(jaxconvt.Tuning.loads(mixed.dumps()), mixed)
+        self.assertNotEqual(mixed, self.tuning)
+        self.assertIn("by the wall clock and the device's clock\n", str(mixed))
+        self.assertEqual(mixed | self.tuning, self.tuning)
+
     def test_pickled_for_another_process(self):
         code = (
             "import pickle, sys, jaxconvt\n"
@@ -709,6 +780,8 @@ class KeptTest(parameterized.TestCase):
         ("time below 0", lambda data: changed(data, default_seconds=-1), "-1.0"),
         ("reason", lambda data: changed(data, left_out=[1]), "left_out"),
         ("reasons", lambda data: changed(data, left_out="abc"), "left_out 'abc'"),
+        ("clock", lambda data: changed(data, clock="sun"), "clock 'sun'"),
+        ("clocks", lambda data: changed(data, clock=["wall"]), "clock .'wall'"),
         ("chunks", lambda data: changed(data, choices=[{"name": "col2im", "chunks": 0}]), "col2im"),
         ("axes", lambda data: changed(data, choices=[{"name": "col2im", "gathered": 3}]), "3 axes"),
         ("dtype", lambda data: changed(data, lhs="floatX"), "floatX"),
@@ -739,7 +812,7 @@ class KeptTest(parameterized.TestCase):
             function(path)
 
     def test_shown(self):
-        at = f"on cpu (cpu), JAX {jax.__version__}, jaxlib {jaxlib_version}\n"
+        at = f"on cpu (cpu), JAX {jax.__version__}, jaxlib {jaxlib_version}"
         two, one, none = self.tuning, value_tuning(), dataclasses.replace(self.tuning, picks=())
         other = tuned(lambda x, w: (conv(x[:1], w), conv(x, w)), X, W)
         for tuning, counts in (
@@ -749,7 +822,8 @@ class KeptTest(parameterized.TestCase):
             (two | other, "3 measurements of 2 layers"),
         ):
             self.assertEqual(repr(tuning), f"<jaxconvt.Tuning: {counts} on cpu>")
-            self.assertStartsWith(str(tuning), f"{counts} {at}")
+            by = ", by the wall clock" if tuning.picks else ""
+            self.assertStartsWith(str(tuning), f"{counts} {at}{by}\n")
 
 
 def changed(data, **fields):

@@ -1,5 +1,6 @@
 """The report: `python -m jaxconvt`."""
 
+import itertools
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from jax import lax
 
 import jaxconvt
 from jaxconvt import __main__ as report
+from jaxconvt import _clock
 from jaxconvt import _measure as measure
 from jaxconvt._layers import BY_NAME, LAYERS
 
@@ -62,10 +64,11 @@ class ReportTest(parameterized.TestCase):
         self.assertLessEqual(max(map(len, out.splitlines())), 100)
         about = (f"JAX {jax.__version__}", "jaxlib", jax.default_backend(), dtype)
         summary = ("2 of 2 layers equal jax.lax", "dilated (the default) to the bit, auto to ")
-        for text in (*about, *SMALL, *summary, "auto is faster than jax.lax by", "runs: 3"):
+        clock = "ms        by the wall clock\n"
+        for text in (*about, clock, *SMALL, *summary, "auto is faster than jax.lax by", "runs: 3"):
             self.assertIn(text, out)
         written = json.loads(path.read_text())
-        self.assertEqual(written["dtype"], dtype)
+        self.assertEqual((written["dtype"], written["clock"]), (dtype, "wall"))
         self.assertEqual(written["machine"]["jax"], jax.__version__)
         self.assertEqual([row["layer"] for row in written["rows"]], list(SMALL))
         for row in written["rows"]:
@@ -150,6 +153,59 @@ class ReportTest(parameterized.TestCase):
         means = {"auto": {"forward": [1.0] * 3, "step": [1.0] * 3}}
         self.assertEqual(json.loads(path.read_text())["geometric_means_of_runs"], means)
         self.assertRegex(out, r"dcgan_rgb +[\d.]+ +same +1.0x ")
+
+    def on_gpu(self, *arguments, lost_at=math.inf):
+        """The report as if the CPU were a GPU, on which jax.lax takes 5 times as long."""
+        gpu = types.SimpleNamespace(platform="gpu", id=0)
+        self.monkeypatch.setattr(report, "Clock", lambda device: _clock.Clock(gpu))
+        self.monkeypatch.setattr(_clock, "ProfileData", object())
+        self.monkeypatch.setattr(_clock, "traced", lambda calls: (calls(), calls)[1])
+        self.monkeypatch.setattr(report, "AUTO", "col2im")
+        traces = itertools.count(1)
+
+        def busy(calls, number):
+            if next(traces) >= lost_at:
+                raise _clock.NoTrace("another's trace is running")
+            call, _, count = calls.args
+            ours = "conv_transpose/col2im" in call.func.as_text()
+            return count * (20.0 if ours else 100.0)
+
+        self.monkeypatch.setattr(_clock, "busy", busy)
+        path = self.tmp_path / "report.json"
+        status, out = self.run_main("--layers", *SMALL, "--json", str(path), *arguments)
+        self.assertEqual(status, 0, out)
+        self.assertLessEqual(max(map(len, out.splitlines())), 100)
+        return out, json.loads(path.read_text())
+
+    def test_the_device(self):
+        out, written = self.on_gpu()
+        self.assertIn("ms        of the device, as JAX's profiler traces it", out)
+        self.assertRegex(out, r"dcgan_4 +100000 +20000 +5.0x +100000 +20000 +5.0x ")
+        self.assertRegex(out, r"\n  by the wall clock forward [\d.]+x, step [\d.]+x\n")
+        self.assertEqual(written["clock"], "device")
+        for row, mode in itertools.product(written["rows"], MODES):
+            seconds = {"jax.lax": 100.0, "dilated": 100.0, "col2im": 20.0}
+            self.assertEqual(row["seconds"][mode], seconds)
+            self.assertEqual(row["speedup"]["col2im"][mode], 5.0)
+            self.assertEqual(row["runs"][2]["seconds"][mode], seconds)
+            self.assertLess(max(row["wall_seconds"][mode].values()), 10.0)
+
+    def test_the_device_is_lost(self):
+        """Then no figure is the device's."""
+        out, written = self.on_gpu(lost_at=14)
+        self.assertIn("ms        by the wall clock", out)
+        self.assertNotIn("by the wall clock forward", out)
+        self.assertEqual(written["clock"], "wall")
+        for row, mode in itertools.product(written["rows"], MODES):
+            self.assertLess(max(row["seconds"][mode].values()), 10.0)
+            self.assertNotIn("wall_seconds", row)
+
+    def test_why_there_is_no_clock_of_the_device(self):
+        self.monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+        clock = types.SimpleNamespace(name="wall", problem="RuntimeError: " + "x" * 100)
+        text = report.clock_text(clock)
+        self.assertStartsWith(text, "by the wall clock (RuntimeError: xx")
+        self.assertLess(len(text), 90)
 
     def test_a_later_failure_is_reported(self):
         in_turn = report.in_turn
@@ -251,6 +307,10 @@ class ReportTest(parameterized.TestCase):
             self.assertLessEqual(len(text), 100, text)
             self.assertEqual(text.count("9802x~"), 2)
             self.assertLen(text.split(), 9 + len(row["choices"]))  # a space between all
+
+    @parameterized.parameters((2e-5, "0.020"), (0.0123, "12.30"), (99.0, "99000"))
+    def test_milliseconds(self, seconds, text):
+        self.assertEqual(report.milliseconds(seconds), f"{text:>8}")
 
     def test_difference(self):
         x = jnp.array([1.0, -4.0])

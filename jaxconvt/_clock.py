@@ -1,0 +1,148 @@
+"""The device's own clock: how long its kernels ran, as JAX's profiler traces them.
+
+By the wall clock a call on a GPU takes about 60 us, whatever the device does in it. So what is
+compared there is the device's time, as long as traces can be taken.
+"""
+
+import contextlib
+import math
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxconvt import _measure
+from jaxconvt._compat import ProfileData, trace_options
+from jaxconvt._measure import K, Sampler
+from jaxconvt._tuning import DEVICE, WALL
+from jaxconvt._words import first_line
+
+
+class NoTrace(Exception):
+    """Why the device's time is not known."""
+
+
+class Clock:
+    """Turns calls into seconds: of the device, or of the wall once a trace can't be taken.
+
+    `name` is of `_tuning.CLOCKS`. `problem` says why it is the wall clock.
+    """
+
+    def __init__(self, device: Any) -> None:
+        self.problem = ""
+        if device.platform == "cpu":
+            self.problem = "a CPU has no other"
+        elif ProfileData is None:
+            self.problem = "this JAX has no jax.profiler.ProfileData"
+        number = getattr(device, "local_hardware_id", None)
+        self._number: int = device.id if number is None else number
+
+    @property
+    def name(self) -> str:
+        return WALL if self.problem else DEVICE
+
+    def __call__(
+        self, call: Callable[[], Any], wait: Callable[[Any], Any], count: int = 1
+    ) -> float:
+        """Of one call, of so many in a row; as `_measure.seconds_of`."""
+        calls = partial(_measure.seconds_of, call, wait, count)
+        if not self.problem:
+            seconds, problem = self._of_the_device(calls)
+            if problem:  # again, as one trace of hundreds may fail
+                seconds, self.problem = self._of_the_device(calls)
+            if not self.problem:
+                return seconds / count
+        return calls()
+
+    def _of_the_device(self, calls: Callable[[], Any]) -> tuple[float, str]:
+        """Seconds of all calls, or what the problem is."""
+        try:
+            return busy(traced(calls), self._number), ""
+        except NoTrace as e:
+            return 0.0, str(e)
+
+    def in_turn(
+        self, samplers: Mapping[K, Sampler], *args: Any, **kwargs: Any
+    ) -> dict[K, list[float]]:
+        """`_measure.in_turn`, and again if the clock changed: samples of two can't be compared."""
+        name = self.name
+        times = _measure.in_turn(samplers, *args, **kwargs)
+        return times if self.name == name else _measure.in_turn(samplers, *args, **kwargs)
+
+
+def traced(calls: Callable[[], Any]) -> Any:
+    """A trace of what is called, as `jax.profiler.ProfileData`, of which no file stays.
+
+    Raises:
+      NoTrace: the profiler does not trace, as it is the user's now. Errors of the calls are theirs.
+    """
+    with _its_errors():
+        folder = tempfile.TemporaryDirectory(prefix="jaxconvt-", ignore_cleanup_errors=True)
+    with folder as path:
+        with _its_errors():
+            jax.profiler.start_trace(path, **trace_options())
+        try:
+            calls()
+        except BaseException:
+            with contextlib.suppress(Exception):
+                jax.profiler.stop_trace()
+            raise
+        with _its_errors():
+            jax.profiler.stop_trace()
+            for file in Path(path).rglob("*.xplane.pb"):
+                return ProfileData.from_file(str(file))
+    raise NoTrace("the profiler wrote no trace")
+
+
+@contextlib.contextmanager
+def _its_errors() -> Iterator[None]:
+    """Whatever a profiler may raise."""
+    try:
+        yield
+    except Exception as e:
+        raise NoTrace(first_line(e)) from e
+
+
+# A device's plane in a trace, and its lines with what ran: streams, whose kernels may overlap, or
+# programs and their parts.
+_PLANE = re.compile(r"/device:(GPU|TPU):(\d+)\b(?! SparseCore)")
+_LINES = {"GPU": re.compile("Stream"), "TPU": re.compile("XLA (Modules|Ops)$")}
+
+
+def busy(trace: Any, number: int) -> float:
+    """Seconds for which the device of this number ran anything; the only one's, if it has another.
+
+    Raises:
+      NoTrace: the trace does not say.
+    """
+    devices: dict[int, list[tuple[float, float]]] = {}
+    with _its_errors():
+        for plane in trace.planes:
+            if found := _PLANE.match(plane.name):
+                ran = [
+                    (event.start_ns, event.start_ns + event.duration_ns)
+                    for line in plane.lines
+                    if _LINES[found[1]].match(line.name)
+                    for event in line.events
+                ]
+                if ran:
+                    devices[int(found[2])] = ran
+    if number not in devices and len(devices) == 1:
+        (number,) = devices
+    seconds = union(devices.get(number, ())) * 1e-9
+    if not seconds:
+        raise NoTrace("a trace shows nothing that ran on the device")
+    return seconds
+
+
+def union(intervals: Iterable[tuple[float, float]]) -> float:
+    """How much any of them covers."""
+    covered, end = 0.0, -math.inf
+    for first, last in sorted(intervals):
+        covered += max(last - max(first, end), 0.0)
+        end = max(end, last)
+    return covered
