@@ -93,15 +93,15 @@ class Program(NamedTuple):
 # Compiling
 
 
-def device(name: str) -> Any:
-    """One that is not there, for which programs can be compiled."""
+def devices(name: str, count: int = 1) -> Any:
+    """Some that are not there, for which programs can be compiled."""
     if name in GPUS:
-        more = {"target_config": _GPU.format(**GPUS[name]), "topology": "1x1x1"}
+        more = {"target_config": _GPU.format(**GPUS[name]), "topology": f"1x1x{count}"}
         platform, topology = "cuda", ""
     else:
         platform, topology, more = "tpu", TPUS[name], {}
     jax.devices()  # which finds the plugins
-    return topologies.get_topology_desc(topology, platform, **more).devices[0]
+    return topologies.get_topology_desc(topology, platform, **more).devices[:count]
 
 
 def compiled(function: Callable[..., Any], operands: Iterable[Any], target: Any) -> str:
@@ -283,7 +283,7 @@ def count(text: str, name: str) -> Program:
 
 def measure(name: str, call: Example, implementations: Iterable[str]) -> dict[str, Any]:
     """By mode and implementation, a `Program`; alike programs are compiled once."""
-    target = device(name)
+    (target,) = devices(name)
     row: dict[str, Any] = {mode: {} for mode in MODES}
     for implementation in implementations:
         for mode, function, operands in programs(call, implementation):

@@ -39,7 +39,8 @@ def autotune(
     without `jax.profiler.ProfileData`, it is the wall clock. The `Tuning` says which it was.
 
     With several processes, let one measure, and send the others what `Tuning.dumps` returns, so
-    that all run the same program. A call on divided arrays is measured as if on one device.
+    that all run the same program. In a program for several devices a `Tuning` is looked up by what
+    each of them holds: give `autotune` arguments of that size.
 
     Args:
       f: a function, jitted or not, with calls to tune.

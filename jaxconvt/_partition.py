@@ -86,7 +86,7 @@ def divided(
         sharding_rule=_rule(problem),
     )
     # JAX's compilation cache may know a program by its text, which says nothing of `compute`.
-    with _compat.labelled(label):
+    with _compat.labelled(label), jax.named_scope("conv_transpose"):
         result: jax.Array = whole(x, y)
     return result
 

@@ -6,6 +6,7 @@ To read the collectives of a layer yourself, as `python -m tests.devices` prints
 """
 
 import collections
+import dataclasses
 import functools
 import itertools
 import math
@@ -22,7 +23,16 @@ from jax import export, lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxconvt import IMPLEMENTATIONS, _compat, _layout, _partition, _plan, conv_transpose, explain
+from jaxconvt import (
+    IMPLEMENTATIONS,
+    _compat,
+    _layout,
+    _partition,
+    _plan,
+    autotune,
+    conv_transpose,
+    explain,
+)
 from jaxconvt._call import Choice
 from jaxconvt._layers import BY_NAME
 from tests import util
@@ -505,6 +515,20 @@ class PartitionTest(parameterized.TestCase):
         got, want = (np.asarray(x, "complex128") for x in (got, want))
         rtol = {"bfloat16": 2**-8, "float16": 2**-11}.get(dtype, 1e-5)
         np.testing.assert_allclose(got, want, rtol=2 * rtol, atol=1e-5 * np.abs(want).max())
+
+    def test_tunings_are_of_what_a_device_holds(self):
+        f = functools.partial(conv_transpose, implementation="auto", **ARGUMENTS)
+        held = jax.ShapeDtypeStruct((1, *LHS.shape[1:]), LHS.dtype)
+        tuning = autotune(f, held, RHS, seconds=0.0)
+        (pick,) = tuning.picks
+        found = {}
+        for name in ("polyphase", "col2im"):
+            picks = (pick._replace(choices=(Choice(name),)),)
+            pinned = functools.partial(f, implementation=dataclasses.replace(tuning, picks=picks))
+            program = compiled(pinned, (P("ab"), P()))
+            found[name] = " convolution(" in program.as_text()
+            assert_close([program(LHS, RHS)], one_device("dilated")[0][:1])
+        self.assertEqual(found, {"polyphase": True, "col2im": False})
 
     def test_a_mesh_that_the_user_set_stays_set(self):
         if not hasattr(jax, "set_mesh"):

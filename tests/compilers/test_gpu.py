@@ -5,7 +5,7 @@ from unittest import mock
 import jax
 from absl.testing import absltest, parameterized
 
-from benchmarks import compilers
+from benchmarks import compilers, division
 from jaxconvt import _layout, _plan
 from jaxconvt._costs import cost_of
 from jaxconvt._explain import call_arguments
@@ -112,6 +112,19 @@ class GpuTest(parameterized.TestCase):
         row = compilers.measure("h100", call, (compilers.REFERENCE, "auto"))
         for mode in row:
             self.assertGreaterEqual(compilers.ratio(row, mode, "auto"), 1.0)
+
+    @parameterized.parameters(*division.DIVISIONS)
+    def test_divided_among_devices(self, name):
+        """Each device has cuDNN's own calls; no more is exchanged than by jax.lax, in any way."""
+        over = division.mesh("h100")
+        texts = [division.program(how, name, over) for how in ("auto", "dilated")]
+        ours, reference = map(division.exchanged, texts)
+        for kind in ours:
+            for of_ours, of_reference in zip(ours[kind], reference.get(kind, (0, 0)), strict=True):
+                self.assertLessEqual(of_ours, of_reference, kind)
+        calls = set(compilers.Counter(texts[0], "NVIDIA H100").program().calls)
+        self.assertLessEqual(calls, set("FIW"))
+        self.assertIn("W", calls)
 
     def test_another_device(self):
         row = compilers.measure("a100", BY_NAME["dcgan_64"].call(), (compilers.REFERENCE, "auto"))

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from benchmarks import compilers
+from benchmarks import compilers, division
 from jaxconvt import _geometry, _layout, _plan
 from jaxconvt._costs import cost_of
 from jaxconvt._explain import call_arguments
@@ -169,6 +169,13 @@ class TpuTest(parameterized.TestCase):
             count(BY_NAME["istft"].call("bfloat16"), "value", name) for name in ("jax.lax", "auto")
         )
         self.assertGreater(theirs.cost, 100 * ours.cost)
+
+    @parameterized.parameters("images", "rows")
+    def test_divided_among_devices(self, name):
+        """JAX has no partitioning rules there as yet: no more is exchanged than by jax.lax."""
+        over = division.mesh("v5e")
+        texts = [division.program(how, name, over) for how in ("auto", "dilated")]
+        self.assertEqual(*map(division.exchanged, texts))
 
 
 if __name__ == "__main__":
