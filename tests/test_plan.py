@@ -17,7 +17,8 @@ from jaxconvt._chunks import CHUNK
 from jaxconvt._costs import PLATFORMS, cost_of, cpu
 from jaxconvt._layers import BY_NAME, LAYERS
 from jaxconvt._lowerings.strided import why_no_library_call
-from tests import util
+from tests import oracle, util
+from tests.cases import case
 
 TABLES = {"jaxlib 0.5": cpu.CPU, "jaxlib 0.11": cpu.CPU_0_11}
 TITLES = ("value", "lhs gradient", "rhs gradient")
@@ -551,6 +552,26 @@ class Accuracy(parameterized.TestCase):
             return np.sqrt(np.mean(np.square(np.asarray(out, "float32") - exact)))
 
         self.assertLessEqual(error(implementation), 1.01 * error("dilated"))
+
+
+class XlaFaults(parameterized.TestCase):
+    @parameterized.product(
+        implementation=[name for name in jaxconvt.IMPLEMENTATIONS if name != "dilated"],
+        c=(
+            case("one row", (2, 4, 1, 2), (2, 3, 2, 4), (2, 3), [(0, 0), (0, 5)]),
+            case("stride 1", (2, 4, 2, 2), (2, 9, 2, 4), (2, 1), [(0, 0), (8, 8)]),
+            case("3d", (1, 2, 4, 2, 2), (3, 2, 9, 2, 4), (1, 2, 2), [(2, 2), (0, 0), (8, 8)]),
+        ),
+    )
+    def test_kernels_of_two_that_xla_takes_for_groups(self, implementation, c):
+        """It ends the process on jax.lax's program."""
+        lhs, rhs = util.operands(c)
+        f = functools.partial(jaxconvt.conv_transpose, implementation=implementation, **c.kwargs)
+        out, transpose = jax.vjp(jax.jit(f), lhs, rhs)
+        ct = util.cotangent(out.shape, out.dtype)
+        want = oracle.conv_transpose(lhs, rhs, **c.kwargs), *oracle.vjp(lhs, rhs, ct, **c.kwargs)
+        for x, y in zip((out, *transpose(jnp.asarray(ct))), want, strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4)
 
 
 class Batching(parameterized.TestCase):

@@ -19,7 +19,8 @@ class Dilated(Lowering):
     as_given = True
 
     def forms(self, call: Call) -> Sequence[Choice]:
-        return [Choice(self.name)] if call.convolvable else []
+        made = call.convolvable and not call.ends_the_process
+        return [Choice(self.name)] if made else []
 
     def work(self, call: Call, choice: Choice) -> Work:
         points = call.n * call.g * call.extent("size") * call.extent("taps")

@@ -34,7 +34,8 @@ class Strided(Lowering):
     grouped = True
 
     def forms(self, call: Call) -> Sequence[Choice]:
-        return [Choice(self.name)] if call.convolvable else []
+        made = call.convolvable and not call.ends_the_process
+        return [Choice(self.name)] if made else []
 
     def work(self, call: Call, choice: Choice) -> Work:
         form = _FORMS[call.face]
