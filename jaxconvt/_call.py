@@ -249,6 +249,7 @@ class Convolution(NamedTuple):
     form: str
     flops: float  # as `Call.flops`
     windows: int  # bytes of all windows together, see `window_bytes`
+    channels: tuple[int, int]  # of lhs and of the output, or what takes their places, in a group
     calls: int = 1
 
 
@@ -261,7 +262,11 @@ class Work(NamedTuple):
     sums: int = 0  # how many terms, in sums that are written out
     sum_flops: float = 0.0  # of all terms together
     patches: int = 0  # bytes of copies of lhs
-    made: int = 0  # bytes of Y or U (see `_lowerings.col2im`), or of what is interleaved
+    made: int = 0  # bytes of Y or U (see `_lowerings.col2im`)
+    # Of one product, in a group: the columns of lhs or its patches, and those of Y or U.
+    columns: tuple[int, int] = (0, 0)
+    interleaved: bool = False  # whether phases of the output, or its cotangent's, are apart
+    cropped: int = 0  # bytes of images that are cropped before, or padded after
     rearranged: int = 0  # bytes of operands put in another order
     operations: int = 0  # how many are started, beyond one
     temp: int = 0  # bytes of all intermediates, about as XLA was seen to allocate them

@@ -121,22 +121,25 @@ def busy(trace: Any, number: int) -> float:
     """
     devices: dict[int, list[tuple[float, float]]] = {}
     with _its_errors():
-        for plane in trace.planes:
-            if found := _PLANE.match(plane.name):
-                ran = [
-                    (event.start_ns, event.start_ns + event.duration_ns)
-                    for line in plane.lines
-                    if _LINES[found[1]].match(line.name)
-                    for event in line.events
-                ]
-                if ran:
-                    devices[int(found[2])] = ran
+        for at, line in lines(trace):
+            for event in line.events:
+                ran = event.start_ns, event.start_ns + event.duration_ns
+                devices.setdefault(at, []).append(ran)
     if number not in devices and len(devices) == 1:
         (number,) = devices
     seconds = union(devices.get(number, ())) * 1e-9
     if not seconds:
         raise NoTrace("a trace shows nothing that ran on the device")
     return seconds
+
+
+def lines(trace: Any) -> Iterator[tuple[int, Any]]:
+    """The lines of a trace with what ran on devices, each with the number of its device."""
+    for plane in trace.planes:
+        if found := _PLANE.match(plane.name):
+            for line in plane.lines:
+                if _LINES[found[1]].match(line.name):
+                    yield int(found[2]), line
 
 
 def union(intervals: Iterable[tuple[float, float]]) -> float:

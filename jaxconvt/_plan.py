@@ -52,7 +52,7 @@ def temp(call: Call, choice: Choice, made: Work, cost: Cost) -> int:
     return size
 
 
-def _seconds(call: Call, choice: Choice, made: Work, cost: Cost) -> float:
+def seconds_of(call: Call, choice: Choice, made: Work, cost: Cost) -> float:
     return choice.chunks * cost.seconds(_chunk(call, choice), made, choice.chunks > 1)
 
 
@@ -68,7 +68,7 @@ def fitting(call: Call, implementation: str, cost: Cost) -> dict[Choice, float]:
     cost more than half of the speed, it is 8 times, or else 16 times.
     """
     works = {choice: work(call, choice) for choice in candidates(call, implementation)}
-    times = {choice: _seconds(call, choice, made, cost) for choice, made in works.items()}
+    times = {choice: seconds_of(call, choice, made, cost) for choice, made in works.items()}
     sizes = {choice: temp(call, choice, made, cost) for choice, made in works.items()}
     held = sum(map(call.held, ("lhs", "rhs", "out")))
     for limit in (4, 8, 16):
@@ -86,9 +86,14 @@ def _choose(implementation: str, cost: Cost, call: Call, both_gradients: bool) -
     faces = FACES[1:] if both_gradients and call.face != "out" else (call.face,)
     calls = [widened(call._replace(face=face), cost) for face in faces]
     pairs = pair_estimates(calls, implementation, cost)
+    if len(faces) > 1 and not any(pair.saved for pair in pairs.values()):
+        return _choose(implementation, cost, call, False)  # neither makes up for the other
     # Among estimates that can't be told apart: first those that share, then the smallest `temp`.
-    most = cost.trusted * min([pair.weighed for pair in pairs.values()])
+    least = min(pairs, key=lambda picks: pairs[picks].weighed)
+    most = cost.trusted * pairs[least].weighed
     near = {picks: pair for picks, pair in pairs.items() if pair.weighed <= most}
+    if len(faces) == 1:  # XLA's own program has had its margin: it stays, or it goes
+        near = {picks: pair for picks, pair in near.items() if (XLAS in picks) == (XLAS in least)}
     best = min(near, key=lambda picks: (near[picks].saved <= 0, near[picks].temp))
     return best[faces.index(call.face)]
 
@@ -155,7 +160,7 @@ def estimates(call: Call, cost: Cost) -> dict[Choice, Estimate]:
     result = {}
     for choice in candidates(call):
         made = work(call, choice)
-        time, becomes = _seconds(call, choice, made, cost), cost.becomes(call, made)
+        time, becomes = seconds_of(call, choice, made, cost), cost.becomes(call, made)
         size = temp(call, choice, made, cost)
         result[choice] = Estimate(time, size, choice in fit, becomes)
     return dict(sorted(result.items(), key=lambda item: item[1].seconds))

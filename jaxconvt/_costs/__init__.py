@@ -12,5 +12,5 @@ def cost_of(platform: str, device_kind: str = "") -> Cost:
     if platform == "tpu":
         return tpu.TPU
     if platform in ("cuda", "rocm"):
-        return gpu.of(device_kind)
+        return gpu.of(platform, device_kind)
     return cpu.INSTALLED if platform == "cpu" else other.OTHER

@@ -124,8 +124,9 @@ class Cpu(Cost):
         gemm = rates.gemm * (rates.bfloat16 if call.kind == "bfloat16" else 1.0)
         if single:
             gemm = rates.elementwise * (2.5 if call.face == "rhs" else 1.0)
+        made = work.made + work.cropped + (call.out_bytes if work.interleaved else 0)
         time += work.product_flops * gemm + _sums(call, work, rates)
-        time += work.patches * copied + (work.made * narrow + work.rearranged) * moved
+        time += work.patches * copied + (made * narrow + work.rearranged) * moved
         if call.taps_last and work.products and call.face != "rhs":
             # Channels first, it seems: XLA's convolutions take that as it is, products do not.
             turned = rates.turned * (1.0 if call.face == "out" else 1.7)

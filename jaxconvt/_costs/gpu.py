@@ -1,149 +1,197 @@
-"""GPU: a roofline of what a lowering does, at a share of the published figures of a device.
+"""GPU: seconds measured on an H200, scaled to other cards by what is published of them.
 
-Each operation takes the time of its bytes or that of its multiply-adds, whichever is longer, and
-a time to start. `benchmarks/compilers.py` compiled for these devices, and so confirmed what XLA
-makes of each lowering. Nothing was timed.
+Each kernel takes a time to launch, and that of its bytes or of its multiply-adds, whichever is
+longer. `benchmarks/fit.py` fits what share of the published figures kernels reach to the timings
+that are kept beside it. What kernels XLA makes of each lowering was seen by compiling, and in
+profiles. The figures of other cards were not confirmed by a clock.
 """
 
 import math
+import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from jaxconvt._call import Call, Convolution, Work
 from jaxconvt._costs._interface import Cost
-from jaxconvt._geometry import dilate, runs
+from jaxconvt._geometry import dilate
 from jaxconvt._lowerings.strided import exchanged, uneven, why_no_library_call
 
 
 class Device(NamedTuple):
-    """What one GPU does in a second."""
+    """What one GPU does in a second, as published: dense, on tensor cores."""
 
     bytes: float
     flops: dict[str, float]  # by kind of dtype; those of float32 are TF32, as JAX has it
 
 
-REACHED = 0.78, 0.5  # of the published bandwidth, and of the published multiply-adds
+def _device(bytes: float, float32: float, bfloat16: float, float64: float) -> Device:
+    """Of terabytes, and of tera multiply-adds, two for each."""
+    flops = {"float32": float32, "bfloat16": bfloat16, "float64": float64, "integer": float64}
+    return Device(bytes * 1e12, {kind: rate * 1e12 for kind, rate in flops.items()})
 
-# Published: dense, on tensor cores, of the SXM form with most memory. Another is a line more.
+
+# Of the SXM form with most memory, where there are several. Another is a line more.
 DEVICES = {
-    "NVIDIA H100": Device(3.35e12, {"float32": 495e12, "bfloat16": 989e12, "float64": 67e12}),
-    "NVIDIA H200": Device(4.8e12, {"float32": 495e12, "bfloat16": 989e12, "float64": 67e12}),
-    "NVIDIA A100": Device(2.04e12, {"float32": 156e12, "bfloat16": 312e12, "float64": 19.5e12}),
-    "NVIDIA B200": Device(8e12, {"float32": 1100e12, "bfloat16": 2250e12, "float64": 40e12}),
+    "NVIDIA A10": _device(0.6, 62.5, 125, 0.98),
+    "NVIDIA A100": _device(2.04, 156, 312, 19.5),
+    "NVIDIA L4": _device(0.3, 60, 121, 0.47),
+    "NVIDIA GeForce RTX 4090": _device(1.01, 82.6, 165, 1.29),
+    "NVIDIA H100": _device(3.35, 495, 989, 67),
+    "NVIDIA H200": _device(4.8, 495, 989, 67),
+    "NVIDIA B200": _device(8, 1100, 2250, 40),
+    "AMD Instinct MI250": _device(3.28, 95.7, 383, 95.7),
+    "AMD Instinct MI300": _device(5.3, 654, 1307, 163),
 }
-DEFAULT = "NVIDIA H100"
+# By platform, what is lowered for where no device is.
+DEFAULT = {"cuda": "NVIDIA H100", "rocm": "AMD Instinct MI300"}
+# What other names begin with, and the nearest of the above. The first that fits counts.
+NEAREST = {
+    "NVIDIA GH200": "NVIDIA H200",
+    "NVIDIA H": "NVIDIA H100",
+    "NVIDIA GB": "NVIDIA B200",
+    "NVIDIA B": "NVIDIA B200",
+    "NVIDIA L40": "NVIDIA GeForce RTX 4090",
+    "NVIDIA L": "NVIDIA L4",
+    "NVIDIA GeForce RTX 40": "NVIDIA GeForce RTX 4090",
+    "NVIDIA GeForce RTX 50": "NVIDIA GeForce RTX 4090",
+    "NVIDIA RTX A": "NVIDIA A10",
+    "NVIDIA RTX": "NVIDIA GeForce RTX 4090",
+    "NVIDIA A30": "NVIDIA A100",
+    "Tesla V100": "NVIDIA A100",
+    "AMD Instinct MI2": "AMD Instinct MI250",
+    "AMD": "AMD Instinct MI300",
+    "": "NVIDIA A10",  # older ones
+}
 
-START = 3e-6  # seconds to start an operation
-# XLA splits a sum of so many terms in `SPLIT` parts, if it has fewer results than that.
-LONG, FEW, SPLIT = 512, 132 * 64 * 64, 8
+
+class Rates(NamedTuple):
+    """Shares of what is published of a device, and what keeps kernels from reaching them."""
+
+    launch: float  # seconds of any kernel, beside what follows: what the smallest take
+    started: float  # seconds more, of a product or a convolution
+    moved: float  # share of the bandwidth
+    product: float  # share of the multiply-adds, by products of matrices
+    forward: float  # the same, by the library's forward convolutions ...
+    backward_input: float  # ... and by its gradients
+    backward_filter: float
+    wide: float  # channels, on either side, from which convolutions reach those
+    narrow: float  # they slow down by this power of fewer channels, once for each side
+    direct: float  # share of the multiply-adds, by its convolutions that are no products
+    stepped: float  # seconds a term, of sums over images that are not divided (see `STEP`)
+    summed: float  # multiply-adds of sums written out, for each byte of the bandwidth
+
+
+RATES = Rates(
+    launch=2e-6,
+    started=6e-6,
+    moved=0.9,
+    product=0.415,
+    forward=0.73,
+    backward_input=0.43,
+    backward_filter=0.322,
+    wide=103.0,
+    narrow=0.748,
+    direct=0.0265,
+    stepped=2.27e-7,
+    summed=0.364,
+)
+
+STEP = 32  # terms of a product's sum that are taken at once; a convolution takes an image's pixel
+ROW = 16  # bytes: the library fills up the channels of a pixel to whole ones
+LINE = 64  # bytes: copies of shorter rows take as long ...
+SHORTEST = 4  # ... but no more than so many times as long
 ZEROS = 4  # times as much for windows that are zeros but for one pixel; a guess
-# What an H200's clock said of XLA's convolutions over zeros: 4 to 340 times their roofline where
-# one side has three channels or fewer, or where there are groups, 2 times where both have 32.
-SLOW = 16
-VECTOR = 10  # times as much for multiply-adds that are no products of matrices
+TILE = 16  # columns of a matrix that are read or multiplied together, at least
 
-
-_CUDNN = {"out": "backward-input", "lhs": "forward", "rhs": "backward-filter"}
+_CALLS = {"out": "backward-input", "lhs": "forward", "rhs": "backward-filter"}
 
 
 class Gpu(Cost):
-    trusted = 1.04
+    trusted = 1.15
 
-    def __init__(self, device: str) -> None:
-        self.basis = f"a roofline of the {device}, confirmed by compiling for CUDA, not by a clock"
-        published = DEVICES[device]
-        self.byte = 1 / (REACHED[0] * published.bytes)
-        self.flop = {kind: 1 / (REACHED[1] * rate) for kind, rate in published.flops.items()}
-        self.flop["integer"] = 1 / (REACHED[1] * published.flops["float64"])
+    def __init__(self, platform: str, device: str, known: str, rates: Rates = RATES) -> None:
+        """Of a device as JAX names it, or of none (""), by what is published of a known one."""
+        timed = "a clock: an NVIDIA H200's"
+        if known != "NVIDIA H200":
+            timed = f"a clock of an NVIDIA H200, scaled by what is published of {known}"
+        if platform == "rocm":
+            timed = f"a guess: what another vendor's card does, scaled as is published of {known}"
+        if not device:
+            timed += ", as no device is here"
+        elif not _is(device, known):
+            timed += f", the nearest to {device}"
+        self.basis = timed
+        self.library = "MIOpen" if platform == "rocm" else "cuDNN"
+        self.known, self.rates = known, rates
+        published = DEVICES[known]
+        self.bandwidth = published.bytes
+        self.start = rates.launch + rates.started
+        self.byte = 1 / (rates.moved * published.bytes)
+        self.flop = {kind: 1 / rate for kind, rate in published.flops.items()}
 
     def seconds(self, call: Call, work: Work, in_loop: bool = False) -> float:
+        made, copies = work.convolution, _around(call, work, in_loop)
         time = 0.0
-        if call.taps_last and not (work.convolution and len(call.axes) > 2):
-            # Channels first, it seems: all else here, and cuDNN in 2-D, has them last.
-            time += 2 * START + 2 * (call.lhs_bytes + call.out_bytes) * self.byte
-        if work.convolution:
-            time += self._convolution(call, work, work.convolution)
+        if made:
+            copies += _around_convolution(call, work, made, self._stuffed(call, made))
+            time += self._convolution(call, work, made)
         if work.products:
-            # Each product copies its part of the kernel and its patches, and adds up its result. A
-            # gradient first copies windows of the cotangent, then puts them in the product's order.
-            copied: float = 2 * call.rhs_bytes + 2 * work.patches + work.made
-            copies = work.products * (4 if work.patches else 3) - 1
-            if not work.made:  # nothing is folded, and a kernel that is reversed is as it should be
-                copies = (not call.flipped) + (call.face == "lhs")
-                copied = 2 * copies * call.rhs_bytes
-            elif any(len(runs(axis)) > 1 for axis in call.axes):
-                if call.face != "out":
-                    copied, copies = copied + 2 * work.made, copies + 2 * work.products
-                elif call.j == 1:  # made again, axis by axis, to be added up
-                    copied, copies = copied + work.made, copies + len(call.axes)
-            if split := _split(call, work):  # parts of the sum are added up by a kernel of its own
-                copies, copied = copies + work.products, copied + (SPLIT + 1) * split
-            time += copies * START + copied * self.byte
-            time += self._operation(call, call.bytes + work.patches + work.made, work.product_flops)
-        if work.sums:  # each over all of the cotangent, for the kernel gradient
-            passes = work.sums if call.face == "rhs" else 1
-            time += self._operation(call, 2 * call.bytes, VECTOR * work.sum_flops)
-            time += (1 + passes) * START + (passes - 1) * call.out_bytes * self.byte
-        return time
+            copies += _around_products(call, work)
+            time += self._products(call, work)
+        if work.sums:
+            copies += _of_sums(call, work)
+            time += work.sum_flops / (self.rates.summed * self.bandwidth)
+        return time + len(copies) * self.rates.launch + sum(copies) * self.byte
 
-    def _operation(self, call: Call, moved: float, flops: float) -> float:
-        return START + max(moved * self.byte, flops * self.flop[call.kind])
+    def _products(self, call: Call, work: Work) -> float:
+        lhs, seen = work.patches or call.lhs_bytes, work.made or call.out_bytes
+        # Short rows are read, and multiplied, in tiles.
+        padded = [_padded(columns) for columns in work.columns]
+        moved = lhs * padded[0] + seen * padded[1] + call.rhs_bytes
+        time = work.product_flops * math.prod(padded) * self.flop[call.kind] / self.rates.product
+        if call.face == "rhs" and call.g > 1:  # if there is one group, XLA divides the sums
+            terms = call.n * call.extent("size")
+            time = max(time, work.products * math.ceil(terms / STEP) * self.rates.stepped)
+        return work.products * self.start + max(time, moved * self.byte)
 
     def _convolution(self, call: Call, work: Work, made: Convolution) -> float:
-        """With copies to cuDNN's order: of the kernel, and in 3-D (channels first) of the rest."""
-        stuffed, parts = self._stuffed(call, made), work.made > 0
-        to_channels_first = len(call.axes) > 2 and not call.taps_last
+        rates, stuffed = self.rates, self._stuffed(call, made)
         lhs, flops = call.lhs_bytes, made.flops
         if call.one_pixel and call.face == "out" and call.extent("out") >= call.extent("taps"):
             flops = ZEROS * call.stuffed_flops
-        copies = [(0, 0)]  # how many, and the bytes of all together
-        # An exchange of channels is no copy where one side has one, but for cuDNN's gradients.
-        if work.rearranged or min(call.i, call.j) > 1 or made.form.endswith("gradient"):
-            copies.append((1, 2 * call.rhs_bytes))
-        # Batch and channels are exchanged, where cuDNN's own call is not to be had.
-        exchange = made.form == "kernel gradient" or (call.one_pixel and call.face == "rhs")
-        if exchange and len(call.axes) < 3 and call.n > 1 < call.extent("taps"):
-            if call.j > 1:
-                copies.append((1, 2 * call.out_bytes))
-            if call.i > 1 and not stuffed:
-                copies.append((1, 2 * call.lhs_bytes))
-        if call.taps_last and work.rearranged:  # the reverse is apart from that
-            copies.append((1, 2 * call.rhs_bytes))
-        if call.face == "out" and exchanged(call):
+        if call.face == "out" and not work.interleaved and exchanged(call):
             flops = call.stuffed_flops * call.extent("size") / call.extent("taps")
         elif stuffed:
             lhs, flops = call.stuffed_bytes, call.stuffed_flops
-            copies.append((1, call.lhs_bytes + lhs))
-            if call.taps_last and len(call.axes) < 3:  # the transpose that `seconds` counts is this
-                copies.append((-1, -2 * call.lhs_bytes))
-        elif to_channels_first and call.i > 1:
-            copies.append((made.calls, 2 * lhs))
-        if to_channels_first and call.j > 1:
-            copies.append((made.calls, 2 * call.out_bytes))
-        if not (stuffed or to_channels_first or parts) and uneven(call):
-            copies.append((1, 2 * call.out_bytes))
-        if call.kernel_dilated and not parts:  # the kernel is filled up with zeros
+        if call.kernel_dilated and not work.interleaved:  # the kernel is filled up with zeros
             flops *= math.prod([dilate(a.taps, a.dilation) / a.taps for a in call.axes])
-            copies.append((1, 0))
-        if parts:  # each result is copied to its place
-            copies.append((3 * made.calls - 1 + (call.face == "lhs"), 2 * made.calls * work.made))
-        started, copied = (sum(counts) for counts in zip(*copies, strict=True))
-        time: float = started * START + copied * self.byte + (made.calls - 1) * START
-        moved = call.rhs_bytes + call.out_bytes + made.calls * lhs
-        slow = 1.0
-        if stuffed:
-            slow = SLOW if call.g > 1 else max(SLOW / min(call.i, call.j), 1.0)
-        if made.form == "kernel gradient":
-            slow = max(slow, 2.0)
-        return time + slow * self._operation(call, moved, flops)
+        moved = made.calls * lhs + call.rhs_bytes + call.out_bytes
+        peak = flops * self.flop[call.kind]
+        time = peak / self._share(made, stuffed)
+        if call.face == "rhs" and stuffed:  # lhs, or the cotangent, is the window
+            window = math.prod([dilate(axis.size, axis.stride) for axis in call.axes])
+            time = max(time, window * rates.stepped)
+        else:
+            for channels in made.channels:
+                time *= max(rates.wide / channels, 1.0) ** rates.narrow
+            if call.g == 1 and not stuffed:
+                time = min(time, peak / rates.direct)
+        return made.calls * self.start + max(time, moved * self.byte)
+
+    def _share(self, made: Convolution, stuffed: bool) -> float:
+        if stuffed or not made.form.endswith("gradient"):
+            return self.rates.forward
+        inputs = made.form == "input gradient"
+        return self.rates.backward_input if inputs else self.rates.backward_filter
 
     def convolution(self, call: Call, made: Convolution) -> str:
         if self._stuffed(call, made):
             why = why_no_library_call(call) or "its kernel is no explicit reverse"
             if made.form == "kernel gradient":
                 why = "it is made with a dilated lhs"
-            return f"cuDNN forward convolution over zeros between the elements of lhs ({why})"
-        form = "forward" if made.form == "forward" else _CUDNN[call.face]
-        return f"cuDNN {form} convolution"
+            return f"{self.library} forward convolution over zeros between elements of lhs ({why})"
+        form = "forward" if made.form == "forward" else _CALLS[call.face]
+        return f"{self.library} {form} convolution"
 
     def _stuffed(self, call: Call, made: Convolution) -> bool:
         """Whether XLA puts the zeros in, and multiplies them."""
@@ -155,23 +203,95 @@ class Gpu(Cost):
         return not looked_for or bool(why_no_library_call(call))
 
 
-def _split(call: Call, work: Work) -> float:
-    """Bytes of the results of products whose sums XLA splits: long ones, for few results."""
-    terms = {
-        "out": call.i,
-        "lhs": call.j * call.extent("taps"),
-        "rhs": call.n * call.extent("size"),
-    }[call.face]
-    results = work.product_flops / (2 * terms)
-    return results * call.itemsize if terms >= LONG and results < FEW else 0.0
+def _padded(columns: int) -> float:
+    """How many times as many columns there are in whole tiles."""
+    return math.ceil(columns / TILE) * TILE / columns
 
 
-_COSTS = {name: Gpu(name) for name in DEVICES}
+# Copies that XLA makes, in bytes that each reads and writes.
 
 
-def of(device_kind: str) -> Gpu:
-    """That of the device whose name this begins with, or is said to."""
-    for name, cost in _COSTS.items():
-        if device_kind.startswith(name):
-            return cost
-    return _COSTS[DEFAULT]
+def _around(call: Call, work: Work, in_loop: bool) -> list[float]:
+    copies: list[float] = [work.cropped] if work.cropped else []
+    if in_loop:  # the chunk is taken from whole arrays
+        copies += [2 * call.lhs_bytes, 2 * call.out_bytes]
+    if call.taps_last and not (work.convolution and len(call.axes) > 2):
+        # Channels first, it seems: all else here, and the library in 2-D, has them last.
+        copies += [2 * call.lhs_bytes, 2 * call.out_bytes]
+    return copies
+
+
+def _around_products(call: Call, work: Work) -> list[float]:
+    if not work.made:  # nothing is folded, and a kernel that is reversed is as it should be
+        return [2 * call.rhs_bytes] * ((not call.flipped) + (call.face == "lhs"))
+    count = work.products
+    copies: list[float] = [2 * call.rhs_bytes / count] * count
+    if work.patches:
+        each = count if call.face != "lhs" else 1  # those that are added up are read at once
+        copies += [call.lhs_bytes + work.patches / each] * each
+    # Taps that lie side by side in the output are copied together.
+    last = call.axes[-1]
+    row = call.j * call.itemsize * (min(last.taps, last.stride) if last.dilation == 1 else 1)
+    each = count if call.face != "out" else 1
+    folded = (work.made + call.out_bytes) * min(max(LINE / row, 1), SHORTEST)
+    return copies + [folded / each] * each
+
+
+def _of_sums(call: Call, work: Work) -> list[float]:
+    """One kernel, but for a kernel gradient, of which each term is a sum of its own."""
+    if call.face != "rhs":
+        return [call.bytes]
+    read = call.contributions * call.itemsize / work.sums + call.lhs_bytes
+    return [read] * work.sums
+
+
+def _around_convolution(call: Call, work: Work, made: Convolution, stuffed: bool) -> list[float]:
+    """To the library's order: of the kernel, and in 3-D (channels first) of the rest."""
+    copies: list[float] = []
+    to_channels_first = len(call.axes) > 2 and not call.taps_last
+    swapped = call.face == "out" and not work.interleaved and exchanged(call)
+    lhs = call.stuffed_bytes if stuffed and not swapped else call.lhs_bytes
+    images = [(lhs, call.i), (call.out_bytes, call.j)]
+    # An exchange of channels is no copy where one side has one, but for a library's gradients.
+    if work.rearranged or min(call.i, call.j) > 1 or made.form.endswith("gradient"):
+        copies.append(2 * call.rhs_bytes)
+    if call.taps_last and work.rearranged:  # the reverse is apart from that
+        copies.append(2 * call.rhs_bytes)
+    # Batch and channels are exchanged, where the library's own call is not to be had.
+    exchange = call.face == "rhs" and (stuffed or call.one_pixel)
+    if exchange and len(call.axes) < 3 and call.n > 1 < call.extent("taps"):
+        copies += [2 * call.out_bytes] if call.j > 1 else []
+        copies += [2 * call.lhs_bytes] if call.i > 1 and not stuffed else []
+    if lhs != call.lhs_bytes:
+        copies.append(call.lhs_bytes + lhs)
+        if call.taps_last and len(call.axes) < 3:  # the transpose that `_around` counts is this
+            copies.append(-2 * call.lhs_bytes)
+    elif not (stuffed or to_channels_first or work.interleaved) and uneven(call):
+        copies.append(2 * call.out_bytes)
+    if to_channels_first:  # by XLA, and to and fro by the library
+        images = images[:1] if work.interleaved else images  # what is interleaved is moved anyway
+        copies += [2 * b for b, channels in images if channels > 1 for _ in range(2 * made.calls)]
+    else:  # the library fills up channels to rows of so many bytes
+        short = [b for b, channels in images if channels * call.itemsize % ROW]
+        copies += [2 * b for b in short for _ in range(made.calls)]
+    if work.interleaved:  # each part is copied, and those of several calls are added up
+        whole = call.out_bytes if call.face == "out" else work.viewed
+        copies += [(work.viewed + whole) / made.calls] * made.calls
+        parts = call.out_bytes if call.face == "out" else made.calls * call.lhs_bytes
+        copies += [2 * parts] if made.calls > 1 else []
+    return copies
+
+
+@lru_cache(maxsize=64)
+def of(platform: str, device_kind: str) -> Gpu:
+    """That of a device, or of the nearest that is known."""
+    if not device_kind:
+        return Gpu(platform, "", DEFAULT[platform])
+    known = [name for name in DEVICES if _is(device_kind, name)]
+    near = [name for start, name in NEAREST.items() if device_kind.startswith(start)]
+    return Gpu(platform, device_kind, [*known, *near][0])
+
+
+def _is(device: str, name: str) -> bool:
+    """Whether a device's name is this one, with the form that it has or the size of its memory."""
+    return re.match(rf"{re.escape(name)}X?\b", device) is not None

@@ -52,7 +52,7 @@ class Tpu(Cost):
 
 def _is_xlas(call: Call, work: Work, made: Convolution) -> bool:
     """Whether XLA makes much the same of it as of its own."""
-    polyphase = call.face == "out" and made.form == "forward" and work.made > 0
+    polyphase = call.face == "out" and work.interleaved
     return not polyphase and made.form != "filter gradient"
 
 

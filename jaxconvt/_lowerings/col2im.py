@@ -46,6 +46,7 @@ class Col2im(Lowering):
             product_flops=call.flops,
             patches=made.patches,
             made=made.seen,
+            columns=made.columns,
             rearranged=call.rhs_bytes,
             operations=2 * made.products,
             temp=made.temp,
@@ -117,6 +118,7 @@ class _Made(NamedTuple):
     patches: int
     seen: int  # Y or U; none where those are the output as it is
     temp: int
+    columns: tuple[int, int]  # as `Work`
 
 
 def _made(call: Call, choice: Choice) -> _Made:
@@ -132,7 +134,7 @@ def _made(call: Call, choice: Choice) -> _Made:
         # Of a value, it may lie where the result will be.
         lhs |= call.face == "rhs" or (call.face == "out" and call.lhs_bytes > call.held("out"))
     groups = list(itertools.product(*[phase_groups(a) for a in call.axes[:gathered]]))
-    parts = 0
+    parts, columns = 0, []
     for group in groups:
         points = call.n * call.g * math.prod([p.seen.size for p in group])
         points *= math.prod([a.size for a in scattered])
@@ -141,6 +143,7 @@ def _made(call: Call, choice: Choice) -> _Made:
         phases *= math.prod([a.taps for a in scattered])
         taken = points * shifts * call.i * call.itemsize
         made = points * phases * call.j * width
+        columns.append((shifts * call.i, phases * call.j))
         patches += taken if gathered else 0
         seen += made
         view = [*[p.seen for p in group], *scattered]
@@ -163,7 +166,7 @@ def _made(call: Call, choice: Choice) -> _Made:
         temp += views.before(call.axes) * call.out_bytes
     if not gathered and views.in_place(call.axes):
         seen = 0
-    return _Made(len(groups), patches, seen, temp + call.rhs_bytes)
+    return _Made(len(groups), patches, seen, temp + call.rhs_bytes, max(columns))
 
 
 def _temp(call: Call, choice: Choice) -> int:

@@ -35,7 +35,7 @@ class Dilated(Lowering):
                 patches = call.out_bytes
         elif not call.strided:
             form, windows = "forward", window_bytes(points, call.i, call.itemsize)
-        made = Convolution(form, call.flops, windows)
+        made = Convolution(form, call.flops, windows, (call.i, call.j))
         return Work(convolution=made, patches=patches, rearranged=rearranged, temp=_temp(call))
 
     def value(

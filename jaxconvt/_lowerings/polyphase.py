@@ -37,10 +37,11 @@ class Polyphase(Lowering):
         return [Choice(self.name)] if made else []
 
     def work(self, call: Call, choice: Choice) -> Work:
-        convolutions = math.prod([len(phase_groups(a)) for a in call.axes])
+        convolutions = math.prod(map(len, _by_axis(call)))
+        channels = call.i, call.j * _phases(call)
         return Work(
-            convolution=Convolution("forward", call.flops, _windows(call), convolutions),
-            made=call.out_bytes if call.strided else 0,
+            convolution=Convolution("forward", call.flops, _windows(call), channels, convolutions),
+            interleaved=call.strided,
             # rhs is taken apart, and put in the order of a convolution.
             rearranged=2 * call.rhs_bytes + (call.lhs_bytes if call.strided else 0),
             operations=convolutions,
@@ -81,10 +82,20 @@ class Polyphase(Lowering):
         raise NotImplementedError  # `forms` has none
 
 
+def _phases(call: Call) -> int:
+    """How many one convolution makes, on average."""
+    each: list[int] = [sum([p.seen.taps for p in groups]) for groups in _by_axis(call)]
+    return max(math.prod(each) // math.prod(map(len, _by_axis(call))), 1)
+
+
+def _by_axis(call: Call) -> list[tuple[Phases, ...]]:
+    return [phase_groups(axis) for axis in call.axes]
+
+
 def _windows(call: Call) -> int:
     """Bytes of every window of the convolutions."""
     total = 0
-    for group in itertools.product(*[phase_groups(a) for a in call.axes]):
+    for group in itertools.product(*_by_axis(call)):
         shifts = math.prod([len(p.shifts) for p in group])
         phases = math.prod([p.seen.taps for p in group])
         if call.face == "out":
@@ -97,7 +108,7 @@ def _windows(call: Call) -> int:
 
 def _temp(call: Call) -> int:
     """Bytes of what the convolutions take and make, where that is no array of the user's."""
-    groups = list(itertools.product(*[phase_groups(a) for a in call.axes]))
+    groups = list(itertools.product(*_by_axis(call)))
     back = call.face == "out"
     temp = 2 * call.rhs_bytes if call.strided or len(call.axes) > 2 else 0
     by_hand = any(_by_hand(phases) for group in groups for phases in group)

@@ -49,10 +49,10 @@ class Strided(Lowering):
         trimmed = sum([t[1:] != (0, 0, 0, 0) for t in _trimmed(call)])
         moved = trimmed * (call.lhs_bytes + call.out_bytes)
         return Work(
-            convolution=Convolution(form, call.flops, windows),
+            convolution=Convolution(form, call.flops, windows, (call.i, call.j)),
             # A reverse of taps that are last joins the transpose that comes first.
             rearranged=0 if call.flipped or call.taps_last else call.rhs_bytes,
-            made=moved,
+            cropped=moved,
             operations=trimmed,
             temp=call.convolved(trimmed > 0) + call.rhs_bytes,
         )
@@ -122,9 +122,9 @@ class Strided(Lowering):
 def why_no_library_call(call: Call) -> str:
     """Why XLA:GPU has no call of cuDNN's for a face, in words, or "" if it has."""
     if not 1 <= len(call.axes) <= 3:
-        return "cuDNN's convolutions have one to three spatial dimensions"
+        return "its convolutions have one to three spatial dimensions"
     if call.kind == "integer":
-        return "cuDNN's convolutions are of floating-point numbers"
+        return "its convolutions are of floating-point numbers"
     if call.kernel_dilated:
         return "XLA takes a dilated kernel for no gradient of a convolution"
     if call.face == "out" and exchanged(call):
@@ -135,7 +135,12 @@ def why_no_library_call(call: Call) -> str:
 
 
 def exchanged(call: Call) -> bool:
-    """Whether XLA makes lhs the kernel of the value, and rhs what it is applied to."""
+    """Whether XLA makes lhs the kernel of the value, and rhs what it is applied to.
+
+    It does so in two dimensions alone, of which none is a single pixel and tap.
+    """
+    if len(call.axes) != 2 or any(axis.size == axis.taps == 1 for axis in call.axes):
+        return False
     pixels = [axis.size == 1 and axis.out >= axis.taps for axis in call.axes]
     others = [axis for axis, pixel in zip(call.axes, pixels, strict=True) if not pixel]
     larger = math.prod([a.taps for a in others]) > math.prod([a.size for a in others])

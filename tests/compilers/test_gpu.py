@@ -14,6 +14,7 @@ from jaxconvt._lowerings.strided import why_no_library_call
 from tests import util
 
 FACES = {"value": "out", "lhs gradient": "lhs", "rhs gradient": "rhs"}
+CONVOLUTIONS = ("dilated", "strided", "polyphase")
 CALLS = {"out": "I", "lhs": "F", "rhs": "W"}
 # XLA takes a filter gradient whose window is as large as its image for a forward convolution,
 # of as many multiply-adds.
@@ -50,22 +51,37 @@ class GpuTest(parameterized.TestCase):
         lhs, rhs, spec, _ = call_arguments(arguments.lhs, arguments.rhs, **arguments.kwargs)
         calls = _layout.calls_of(lhs, rhs, spec, lhs.dtype, "cuda")
         row = compilers.measure(device, arguments, (compilers.REFERENCE, "auto"))
+        cost = cost_of("cuda", "NVIDIA H100")
+        choices = {
+            mode: _plan.choose("auto", cost, calls[face], False) for mode, face in FACES.items()
+        }
         for mode, programs in row.items():
             with self.subTest(mode):
-                # Of one image, channels first, jax.lax's kernel gradient needs a copy less. A clock
-                # says that it takes 5 to 40 times as long, as its window is the image.
-                least = 0.7 if channels_first and mode == "rhs gradient" else 0.95
-                self.assertGreaterEqual(compilers.ratio(row, mode, "auto"), least)
+                ours = programs["auto"]
+                convolved = [
+                    choices[m].name in CONVOLUTIONS for m in choices if mode in (m, "step")
+                ]
+                # The roofline knows nothing of how slow cuDNN is where channels are few, with
+                # groups, and in 3-D. So it is not asked where others are picked.
+                if all(convolved):
+                    # Of one image, channels first, jax.lax's kernel gradient needs a copy less. A
+                    # clock says that it takes 5 to 40 times as long, as its window is the image.
+                    least = 0.7 if channels_first and mode == "rhs gradient" else 0.95
+                    self.assertGreaterEqual(compilers.ratio(row, mode, "auto"), least)
                 if mode == "step" or channels_first:
                     continue
-                call, ours = calls[FACES[mode]], programs["auto"]
+                call, choice = calls[FACES[mode]], choices[mode]
                 if not call.kernel_dilated:  # no multiply-add with a zero that was put in
                     self.assertLessEqual(ours["flops"], 1.1 * call.flops)
-                choice = _plan.choose("auto", cost_of("cuda", "NVIDIA H100"), call, False)
                 if choice.name == "strided" and not why_no_library_call(call):
                     forward = (name, call.face) in FORWARD
                     self.assertEqual(ours["calls"], "F" if forward else CALLS[call.face])
                     self.assertLessEqual(ours["kernels"], 4)
+                if choice.name == "col2im":
+                    self.assertEqual(set(ours["calls"]), {"G"})
+                if choice.name == "depthwise":  # one sum; a kernel gradient has one for each term
+                    self.assertEqual(ours["calls"], "")
+                    self.assertTrue(call.face == "rhs" or ours["kernels"] <= 3)
 
     @parameterized.parameters("dcgan_64", "hifigan_2", "vnet")
     def test_strided_is_what_it_says(self, name):
@@ -110,8 +126,9 @@ class GpuTest(parameterized.TestCase):
         )
         call = Example(lhs, rhs, {"strides": (2, 16, 16), "padding": "VALID"})
         row = compilers.measure("h100", call, (compilers.REFERENCE, "auto"))
-        for mode in row:
-            self.assertGreaterEqual(compilers.ratio(row, mode, "auto"), 1.0)
+        for mode in FACES:  # a clock says that cuDNN transposes in 3-D for most of the time
+            self.assertEqual(row[mode]["auto"]["calls"], "G")
+            self.assertLessEqual(row[mode]["auto"]["kernels"], 4)
 
     @parameterized.parameters(*division.DIVISIONS)
     def test_divided_among_devices(self, name):

@@ -1,0 +1,226 @@
+"""Times every form of layers where it runs, as data for `fit.py`.
+
+    python -m benchmarks.clock OUT.json --seconds 300 --layers vnet fcn8s
+
+The layers are those of a file of timings, at the batch that is in it. Of each face it takes
+jax.lax's program and the forms that are estimated within `--within` times the fastest. Programs
+are compiled in threads, the likely ones first, until two thirds of the time are over; then each is
+timed. On a GPU or TPU that is the device's own time, a mean of `CALLS` calls: the union of the
+intervals of its kernels, as `jax.profiler` traces them, which may overlap. On a CPU it is the wall
+clock, the least of three such means.
+"""
+
+import argparse
+import json
+import math
+import os
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import fit
+from jaxconvt import _clock, _compat, _layout, _plan
+from jaxconvt._call import FACES, Choice
+from jaxconvt._costs import cost_of
+from jaxconvt._explain import call_arguments
+from jaxconvt._lowerings import XLAS
+from jaxconvt._measure import machine, seconds_of
+
+CALLS = 6
+IN_A_TRACE = 100  # programs
+
+
+class Task(NamedTuple):
+    """One form of one face of a layer."""
+
+    layer: str
+    dtype: str
+    face: str
+    choice: Choice
+    estimate: float  # seconds
+
+    @property
+    def name(self) -> str:
+        """That of its program, by which a trace knows it."""
+        return "__".join(map(str, (*self[:3], *self.choice)))
+
+
+class Timed(NamedTuple):
+    task: Task
+    program: Any
+    operands: list[jax.Array]
+
+
+def tasks(arguments: argparse.Namespace, layers: dict[str, Any]) -> Iterator[Task]:
+    device = jax.devices()[0]
+    where = {"platform": _compat.platform_of_device(device), "device": device.device_kind}
+    cost = cost_of(where["platform"], where["device"])
+    for dtype in arguments.dtypes:
+        for name in arguments.layers or layers:
+            calls = fit.calls_of((name, dtype), layers[name], where)
+            for face in arguments.faces:
+                forms = {
+                    choice: _plan.seconds_of(call, choice, _plan.work(call, choice), cost)
+                    for call in [calls[face]]
+                    for choice in _plan.candidates(call)
+                }
+                most = arguments.within * min(forms.values())
+                for choice, seconds in forms.items():
+                    if choice == XLAS or seconds <= most:
+                        yield Task(name, dtype, face, choice, seconds / min(forms.values()))
+
+
+def face_of(f: Callable[..., Any], face: str) -> Callable[..., Any]:
+    """A function of lhs, rhs and cotangent that takes two of them."""
+    if face == "out":
+        return lambda lhs, rhs, ct: f(lhs, rhs)
+    if face == "lhs":
+        return lambda lhs, rhs, ct: jax.linear_transpose(lambda lhs: f(lhs, rhs), lhs)(ct)
+    return lambda lhs, rhs, ct: jax.linear_transpose(lambda rhs: f(lhs, rhs), rhs)(ct)
+
+
+class Builder:
+    """Compiles tasks, with operands that are made once for each layer."""
+
+    def __init__(self, layers: dict[str, Any], deadline: float, options: Any = None) -> None:
+        self.layers, self.deadline, self.options = layers, deadline, options
+        self.lock, self.operands = threading.Lock(), dict[Any, list[jax.Array]]()
+
+    def __call__(self, task: Task) -> Timed | None:
+        if time.perf_counter() > self.deadline:
+            return None
+        example = fit.example_of((task.layer, task.dtype), self.layers[task.layer])
+        lhs, rhs, spec, _ = call_arguments(example.lhs, example.rhs, **example.kwargs)
+
+        def form(lhs: Any, rhs: Any) -> Any:
+            return _layout.conv(lhs, rhs, spec, task.choice, None, None)
+
+        with self.lock:
+            key = task.layer, task.dtype
+            if key not in self.operands:
+                out = jax.eval_shape(form, lhs, rhs).shape
+                self.operands[key] = list(filled([lhs.shape, rhs.shape, out], task.dtype))
+            operands = self.operands[key]
+        function = face_of(form, task.face)
+        function.__name__ = task.name
+        try:
+            return Timed(task, jax.jit(function).lower(*operands).compile(self.options), operands)
+        except Exception as e:  # whatever a backend may raise: it is left out
+            print(f"{task.name}: {type(e).__name__}: {str(e)[:200]}", flush=True)
+            return None
+
+
+def filled(shapes: Sequence[tuple[int, ...]], dtype: str) -> Iterator[jax.Array]:
+    rng = np.random.default_rng(0)
+    scales = 1.0, math.prod(shapes[1][:-1]) ** -0.5, 1.0
+    for shape, scale in zip(shapes, scales, strict=True):
+        x = rng.standard_normal(shape, "float32") * np.float32(scale)
+        yield jax.device_put(x.astype(jnp.dtype(dtype)))
+
+
+def by_the_wall(timed: Timed) -> float:
+    run = partial(timed.program, *timed.operands)
+    jax.block_until_ready(run())
+    return min([seconds_of(run, jax.block_until_ready, CALLS) for _ in range(3)])
+
+
+def by_the_device(several: Sequence[Timed]) -> dict[Task, float]:
+    """Seconds of one call of each, of one trace."""
+
+    def calls() -> None:
+        for timed in several:
+            for _ in range(CALLS):
+                result = timed.program(*timed.operands)
+            jax.block_until_ready(result)
+
+    for timed in several:  # what is done once
+        jax.block_until_ready(timed.program(*timed.operands))
+    spans = defaultdict(list)
+    for _, line in _clock.lines(_clock.traced(calls)):
+        for event in line.events:
+            module = str(dict(event.stats).get("hlo_module", "")).split("(")[0]
+            ran = event.start_ns, event.start_ns + event.duration_ns
+            spans[module.removeprefix("jit_")].append(ran)
+    found = {timed.task: _clock.union(spans[timed.task.name]) for timed in several}
+    return {task: ns * 1e-9 / CALLS for task, ns in found.items() if ns}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("out", type=Path)
+    add("--seconds", type=float, default=300)
+    add("--layers", nargs="+", metavar="NAME", help="of those in the file; all")
+    add("--of", type=Path, default=fit.RESULTS / "clocked-h200.json", help="a file with layers")
+    add("--dtypes", nargs="+", default=["float32"])
+    add("--faces", nargs="+", default=FACES, choices=FACES)
+    add("--within", type=float, default=5, help="of the fastest estimate: forms that are timed")
+    add("--threads", type=int, default=os.cpu_count())
+    arguments = parser.parse_args()
+    start = time.perf_counter()
+    layers = json.loads(arguments.of.read_text())["layers"]
+    likely = sorted(tasks(arguments, layers), key=lambda t: (t.choice != XLAS, t.estimate))
+    builder = Builder(layers, start + 0.66 * arguments.seconds)
+    with ThreadPoolExecutor(arguments.threads) as pool:
+        programs = [timed for timed in pool.map(builder, likely) if timed]
+    print(f"{len(programs)} of {len(likely)} programs, {time.perf_counter() - start:.0f} s")
+    device, seconds = jax.devices()[0], dict[Task, float]()
+    for at in range(0, len(programs), IN_A_TRACE):
+        if time.perf_counter() > start + arguments.seconds:
+            break
+        part = programs[at : at + IN_A_TRACE]
+        if device.platform == "cpu":
+            seconds |= {timed.task: by_the_wall(timed) for timed in part}
+        else:
+            try:
+                seconds |= by_the_device(part)
+            except _clock.NoTrace as e:
+                print(f"{len(part)} programs are not timed: {e}", flush=True)
+    about = machine() | {
+        "platform": _compat.platform_of_device(device),
+        "device": device.device_kind,
+        "clock": "the wall" if device.platform == "cpu" else "the device, by jax.profiler",
+        "calls": CALLS,
+    }
+    rows = [
+        {
+            "layer": task.layer,
+            "face": task.face,
+            "dtype": task.dtype,
+            "lowering": task.choice.name,
+            "gathered": task.choice.gathered,
+            "chunks": task.choice.chunks,
+            "seconds": float(f"{each:.4g}"),
+        }
+        for task, each in sorted(seconds.items())
+    ]
+    names = dict.fromkeys(row["layer"] for row in rows)
+    write(arguments.out, about, {name: layers[name] for name in names}, rows)
+    print(f"{len(rows)} timings, {time.perf_counter() - start:.0f} s")
+
+
+def write(path: Path, about: Any, layers: Any, rows: Sequence[Any]) -> None:
+    """A layer a line, and a timing a line."""
+    shapes = ",\n".join(f"  {json.dumps(name)}: {json.dumps(of)}" for name, of in layers.items())
+    timings = ",\n".join(f"  {json.dumps(row)}" for row in rows)
+    path.write_text(
+        f'{{\n "machine": {json.dumps(about)},\n "layers": {{\n{shapes}\n }},\n'
+        f' "rows": [\n{timings}\n ]\n}}\n'
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""Fits the constants of `jaxconvt/_costs` to timings, and says what they are worth.
+
+    python -m benchmarks.fit                      # of every file of timings there is
+    python -m benchmarks.fit FILE --leave-out     # and what is lost on layers it was not fitted to
+    python -m benchmarks.fit FILE --check         # no fit: of the constants as they are
+
+A file of timings, one for each machine and source, is a JSON object with
+
+    machine   at least its `platform` ("cpu", "cuda" or "rocm") and its `device`, as JAX names it
+    layers    by name: the shape of `lhs`, the channels of `out`, the extents of the `kernel`,
+              `strides`, `padding`, and in `more` any other arguments
+    rows      each with its `layer`, `face` ("out" is the value, "lhs" and "rhs" the gradients),
+              `dtype`, `lowering`, how many axes it has `gathered` and its `chunks` (0 and 1 if
+              left out), and the `seconds` of one call
+
+The constants are moved one by one, by factors that get smaller, as long as the error gets less:
+the mean of the logarithms of estimate over clock, without sign, in which forms that take many
+times as long as the fastest count less. It begins with the constants as they are. So those that
+are committed are where it ends, and it gives them again. For each lowering and face it prints
+how many estimates are within 1.5 times the clock, and the geometric mean of their ratios; then the
+regret: the time of what "auto" picks over that of the fastest form that was timed.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from jaxconvt import _layout, _plan
+from jaxconvt._call import Call, Choice, Work
+from jaxconvt._costs import Cost, cost_of, cpu, gpu
+from jaxconvt._explain import call_arguments
+from jaxconvt._layers import Example, Layer
+
+RESULTS = Path(__file__).parent / "results"
+CLOSE = 1.5  # times the clock
+
+
+class Timing(NamedTuple):
+    """One form of one face, timed."""
+
+    layer: str
+    dtype: str
+    call: Call
+    choice: Choice
+    work: Work
+    seconds: float
+    weight: float  # the least time of the face over this one's, by its root
+
+    def estimate(self, cost: Cost) -> float:
+        return _plan.seconds_of(self.call, self.choice, self.work, cost)
+
+
+class Platform(NamedTuple):
+    """What is fitted for one: constants, and the costs that they make."""
+
+    rates: Any
+    cost: Callable[[Any], Cost]
+    held: tuple[str, ...] = ()  # constants that are not fitted
+    most: Mapping[str, float] = MappingProxyType({})  # of some others
+    steps: tuple[float, ...] = (2.0, 1.3, 1.1, 1.03)  # by which constants are moved
+
+
+def platform(machine: dict[str, Any]) -> Platform:
+    name, device = machine["platform"], machine["device"]
+    if name == "cpu":
+        installed = cpu.INSTALLED
+        rates = installed.rates["float32"]
+        return Platform(rates, lambda rates: cpu.Cpu(rates, device, installed.carries))
+    now = gpu.of(name, device)
+    # Layers do not tell a launch from what else kernels take: profiles do.
+    most = {"moved": 0.9}  # beyond that a cache has helped
+    return Platform(now.rates, partial(gpu.Gpu, name, device, now.known), ("launch",), most)
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[Timing]]:
+    """The machine, and the least time of each form."""
+    data = json.loads(path.read_text())
+    calls: dict[Any, Any] = {}
+    least: dict[Any, float] = defaultdict(lambda: math.inf)
+    for row in data["rows"]:
+        key = row["layer"], row["dtype"]
+        if key not in calls:
+            calls[key] = calls_of(key, data["layers"][row["layer"]], data["machine"])
+        choice = Choice(row["lowering"], row.get("gathered", 0), row.get("chunks", 1))
+        at = (*key, row["face"], choice)
+        least[at] = min(least[at], row["seconds"])
+    best: dict[Any, float] = defaultdict(lambda: math.inf)
+    for (*face, _), seconds in least.items():
+        best[tuple(face)] = min(best[tuple(face)], seconds)
+    timings = []
+    for (layer, dtype, face, choice), seconds in least.items():
+        call = calls[layer, dtype][face]
+        weight = math.sqrt(best[layer, dtype, face] / seconds)
+        work = _plan.work(call, choice)
+        timings.append(Timing(layer, dtype, call, choice, work, seconds, weight))
+    return data["machine"], timings
+
+
+def example_of(key: tuple[str, str], layer: dict[str, Any]) -> Example:
+    """The call of a layer of this name and dtype."""
+    padding = layer["padding"]
+    padding = padding if isinstance(padding, str) else tuple(map(tuple, padding))
+    shapes = tuple(layer["lhs"]), layer["out"], tuple(layer["kernel"]), tuple(layer["strides"])
+    return Layer(key[0], *shapes, padding, "", layer.get("more", {})).call(key[1])
+
+
+def calls_of(key: tuple[str, str], layer: dict[str, Any], machine: dict[str, Any]) -> Any:
+    """The faces of a layer, as costs see them."""
+    example = example_of(key, layer)
+    lhs, rhs, spec, _ = call_arguments(example.lhs, example.rhs, **example.kwargs)
+    cost = cost_of(machine["platform"], machine["device"])
+    calls = _layout.calls_of(lhs, rhs, spec, lhs.dtype, machine["platform"])
+    return {face: _plan.widened(call, cost) for face, call in calls.items()}
+
+
+# Fitting
+
+
+def fitted(of: Platform, timings: Sequence[Timing]) -> Any:
+    """The constants, from those of `of` on."""
+    rates, least = of.rates, error(of.cost(of.rates), timings)
+    for step in of.steps:
+        improved = True
+        while improved:
+            improved = False
+            for name in sorted(set(names(rates)) - set(of.held)):
+                for factor in (step, 1 / step):
+                    value = min(getattr(rates, name) * factor, of.most.get(name, math.inf))
+                    moved = replaced(rates, name, value)
+                    found = error(of.cost(moved), timings)
+                    if found < least * (1 - 1e-4):
+                        rates, least, improved = moved, found, True
+                        break
+    return rates
+
+
+def error(cost: Cost, timings: Sequence[Timing]) -> float:
+    off = [t.weight * abs(math.log(t.estimate(cost) / t.seconds)) for t in timings]
+    return sum(off) / sum([t.weight for t in timings])
+
+
+def asdict(rates: Any) -> dict[str, Any]:
+    return rates._asdict() if hasattr(rates, "_asdict") else dataclasses.asdict(rates)
+
+
+def names(rates: Any) -> list[str]:
+    """Of the constants that are real numbers."""
+    return [name for name, value in asdict(rates).items() if type(value) is float and value]
+
+
+def replaced(rates: Any, name: str, value: float) -> Any:
+    value = float(f"{value:.3g}")
+    if hasattr(rates, "_replace"):
+        return rates._replace(**{name: value})
+    return dataclasses.replace(rates, **{name: value})
+
+
+# What they are worth
+
+
+class Regret(NamedTuple):
+    layer: str
+    dtype: str
+    face: str
+    pick: Choice
+    ratio: float | None  # of its time over the least; None if the pick was not timed
+
+
+def regrets(cost: Cost, timings: Sequence[Timing]) -> list[Regret]:
+    """Of every face of which several forms were timed."""
+    faces: dict[Any, list[Timing]] = defaultdict(list)
+    for t in timings:
+        faces[t.layer, t.dtype, t.call.face].append(t)
+    result = []
+    for (layer, dtype, face), forms in faces.items():
+        if len(forms) > 1:
+            # As `explain` has it, and training: both gradients are taken.
+            pick = _plan.choose("auto", cost, forms[0].call, face != "out")
+            times = {t.choice: t.seconds for t in forms}
+            ratio = times[pick] / min(times.values()) if pick in times else None
+            result.append(Regret(layer, dtype, face, pick, ratio))
+    return result
+
+
+def mean(values: Sequence[float]) -> float:
+    return math.exp(statistics.fmean(map(math.log, values))) if values else math.nan
+
+
+def told(regret: Sequence[Regret]) -> str:
+    known = [r for r in regret if r.ratio]
+    worst = max(known, key=lambda r: r.ratio or 0)
+    text = f"geometric mean {mean([r.ratio or 0 for r in known]):.3f}, worst {worst.ratio:.2f}"
+    text += f" ({worst.layer} {worst.face} {worst.dtype}, {worst.pick}), of {len(known)}"
+    return text + f"; {len(regret) - len(known)} picks were not timed"
+
+
+def report(cost: Cost, timings: Sequence[Timing], verbose: bool) -> None:
+    ratios: dict[Any, list[float]] = defaultdict(list)
+    for t in timings:
+        ratio = t.estimate(cost) / t.seconds
+        ratios[t.choice.name, t.call.face].append(ratio)
+        ratios["all", ""].append(ratio)
+        if verbose:
+            print(f"  {t.layer:18} {t.dtype:9} {t.call.face:4} {t.choice!s:38}", end="")
+            print(f" {t.seconds * 1e6:9.1f} us, estimated {ratio:6.2f} times")
+    print("lowering   face  timings  within 1.5  geometric mean")
+    for (name, face), each in sorted(ratios.items()):
+        print(f"{name:10} {face:5} {len(each):7} {close(each):11.0%} {mean(each):15.2f}")
+    regret = regrets(cost, timings)
+    if verbose:
+        for r in regret:
+            print(f"  {r.layer:18} {r.dtype:9} {r.face:4} {r.pick!s:38} {r.ratio}")
+    print("regret:", told(regret))
+
+
+def close(ratios: Sequence[float]) -> float:
+    return statistics.fmean([1 / CLOSE <= ratio <= CLOSE for ratio in ratios])
+
+
+def left_out(of: Platform, timings: Sequence[Timing]) -> list[Regret]:
+    """Of each layer, by constants that are fitted to the others."""
+    result = []
+    for layer in dict.fromkeys([t.layer for t in timings]):
+        rates = fitted(of, [t for t in timings if t.layer != layer])
+        result += regrets(of.cost(rates), [t for t in timings if t.layer == layer])
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("files", nargs="*", type=Path, metavar="FILE", help="benchmarks/results/clocked-*.json")
+    add("--check", action="store_true", help="fit nothing")
+    add("--leave-out", action="store_true", help="leave out one layer at a time, too")
+    add("--verbose", action="store_true", help="print every timing and pick")
+    arguments = parser.parse_args()
+    for path in arguments.files or sorted(RESULTS.glob("clocked-*.json")):
+        machine, timings = read(path)
+        of = platform(machine)
+        print(f"{path.name}: {machine['device']}, {len(timings)} timings")
+        if not arguments.check:
+            of = of._replace(rates=fitted(of, timings))
+            for name, value in asdict(of.rates).items():
+                print(f"    {name}={value!r},")
+        report(of.cost(of.rates), timings, arguments.verbose)
+        if arguments.leave_out:
+            print("a layer left out,", told(left_out(of, timings)))
+
+
+if __name__ == "__main__":
+    main()
