@@ -16,6 +16,7 @@ from jax import export
 import jaxconvt
 from jaxconvt import _chunks, _plan
 from tests import oracle, util
+from tests.fuzz import division
 from tests.fuzz.calls import Call, calls, large, mutations
 
 pytestmark = pytest.mark.fuzz
@@ -162,6 +163,17 @@ def test_divided_among_devices(call, implementation, devices, divisions, example
     shape = got[0].shape[1:] if examples else got[0].shape
     arrays = map(list, many) if examples else (lhs, rhs)
     _check(call, got, [*arrays, util.cotangent(shape, lhs.dtype)])
+
+
+@FEWER
+@given(seed=st.integers(0, 2**32 - 1))
+def test_programs_for_several_devices(seed):
+    """Value, gradients and updates; sharded results, too; see `division.py`."""
+    _forget()
+    program = division.draw(np.random.default_rng(seed))
+    note(f"{program}")
+    found = division.problem(program)
+    assert found in ("", division.LAX_FAILS), found
 
 
 @FEWER
