@@ -35,8 +35,8 @@ Tracer = jax.core.Tracer
 
 HAS_OUT_SHARDING = "out_sharding" in inspect.signature(conv_general_dilated).parameters
 HAS_AUTO_AXES = hasattr(jax.sharding, "auto_axes")
-# Shardy came with JAX 0.7, and rules of partitioning that say how it propagates shardings.
-HAS_PARTITIONING = jax.__version_info__ >= (0, 7)
+# From 0.8 on, rules of partitioning say how shardings go on from rows to rows of another number.
+HAS_PARTITIONING = jax.__version_info__ >= (0, 8)
 # XLA's convolutions on CPU are others from jaxlib 0.11 on.
 AT_LEAST_0_11 = jax.__version_info__ >= (0, 11)
 
