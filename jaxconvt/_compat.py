@@ -99,11 +99,14 @@ def partitioned(ctx: Any) -> Any:
 
     It asks for the devices of the program, but our rules want to know no more than how many there
     are. JAX tells a lowering that, and lowers once for all devices. There is none for programs
-    that are exported, in a `shard_map` over some axes of a mesh, and for TPU (JAX issue 38196).
+    that are exported or are for several platforms, in a `shard_map` over some axes of a mesh, nor
+    for platforms whose compilers know no rules, as TPU's (JAX issue 38196).
     """
     module = ctx.module_context
     count = getattr(module.axis_context, "num_devices", None)
-    if not HAS_PARTITIONING or count is None or for_export(module) or "tpu" in module.platforms:
+    if not HAS_PARTITIONING or count is None or for_export(module):
+        return None
+    if tuple(module.platforms) not in (("cpu",), ("cuda",), ("rocm",)):
         return None
     devices = tuple([_Device() for _ in range(count)])
     context = dataclasses.replace(module.axis_context, device_assignment=devices)
