@@ -35,7 +35,7 @@ Tracer = jax.core.Tracer
 
 HAS_OUT_SHARDING = "out_sharding" in inspect.signature(conv_general_dilated).parameters
 HAS_AUTO_AXES = hasattr(jax.sharding, "auto_axes")
-# From 0.8 on, rules of partitioning say how shardings go on from rows to rows of another number.
+# In a rule of JAX 0.7 a letter has one size. But lhs has other rows than the output.
 HAS_PARTITIONING = jax.__version_info__ >= (0, 8)
 # XLA's convolutions on CPU are others from jaxlib 0.11 on.
 AT_LEAST_0_11 = jax.__version_info__ >= (0, 11)
@@ -94,6 +94,13 @@ class _Device:
     """One device of a program that is lowered for any devices, so many of them."""
 
 
+class _Kept(list[Any]):
+    """What a program needs until it is compiled. So there is none of it in one that is pickled."""
+
+    def __reduce__(self) -> Any:
+        return _Kept, ()
+
+
 def partitioned(ctx: Any) -> Any:
     """A context of lowering in which `custom_partitioning` works; None if there is none.
 
@@ -110,7 +117,9 @@ def partitioned(ctx: Any) -> Any:
         return None
     devices = tuple([_Device() for _ in range(count)])
     context = dataclasses.replace(module.axis_context, device_assignment=devices)
-    return ctx.replace(module_context=module.replace(axis_context=context))
+    kept = _Kept()  # `custom_partitioning` keeps what cannot be pickled
+    module.add_keepalive(kept)
+    return ctx.replace(module_context=module.replace(axis_context=context, keepalives=kept))
 
 
 def no_mesh() -> AbstractContextManager[Any]:

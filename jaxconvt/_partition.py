@@ -71,14 +71,14 @@ class Problem(NamedTuple):
 
 
 def divided(
-    problem: Problem, compute: Compute, plain: Compute, label: str, x: jax.Array, y: jax.Array
+    problem: Problem, compute: Compute, label: str, x: jax.Array, y: jax.Array
 ) -> jax.Array:
     """The face, which the compiler divides by the rules of this module.
 
-    `compute` makes a face on one device. So does `plain`, with no constants: JAX traces it for the
-    shape of the result. The label tells apart programs that differ in `compute` alone.
+    `compute` makes a face on one device, and has no constants. The label tells apart programs
+    that differ in `compute` alone.
     """
-    whole = custom_partitioning(lambda x, y: plain(x, y, problem.axes, problem.dtype))
+    whole = custom_partitioning(lambda x, y: compute(x, y, problem.axes, problem.dtype))
     whole.def_partition(
         partial(_partition, problem, compute),
         infer_sharding_from_operands=partial(_infer, problem),

@@ -31,7 +31,7 @@ from jaxconvt import __version__, _chunks, _compat, _costs, _partition, _plan
 from jaxconvt._call import OPERANDS, Call, Choice, describe, real_part
 from jaxconvt._compat import vary_alike, zeros
 from jaxconvt._geometry import Axes
-from jaxconvt._lowerings import GENERAL, LOWERINGS
+from jaxconvt._lowerings import LOWERINGS
 from jaxconvt._numerics import cast, complex_by_parts, summed_in
 from jaxconvt._tuning import Case, Tuning, precision_text
 from jaxconvt._views import Numerics
@@ -349,18 +349,17 @@ def _divisible(operands: Sequence[Any], results: Sequence[Any]) -> bool:
 
 
 def _divided(
-    x: jax.Array, y: jax.Array, *, face: str, axes: Axes, dtype: Any, **params: Any
+    x: jax.Array, y: jax.Array, *, face: str, axes: Axes, dtype: Any, platform: str, **params: Any
 ) -> jax.Array:
     """The face in a program for several devices, each of which computes by itself."""
 
-    def alone(x: jax.Array, y: jax.Array, axes: Axes, dtype: Any, **more: Any) -> jax.Array:
-        of = {"face": face, "axes": axes, "dtype": dtype, "single_device": True}
-        return compute(x, y, **{**of, **params, **more})
+    def alone(x: jax.Array, y: jax.Array, axes: Axes, dtype: Any) -> jax.Array:
+        # By the primitive, whose lowering for one device keeps to its dtypes in every x64 mode.
+        return bind(face, x, y, axes=axes, dtype=dtype, **params)
 
-    plain = partial(alone, implementation=Choice(GENERAL.name))
     problem = _partition.Problem(face, axes, dtype)
-    label = _label({**params, **problem._asdict()})
-    return _partition.divided(problem, alone, plain, label, x, y)
+    label = _label({**params, "platform": platform, **problem._asdict()})
+    return _partition.divided(problem, alone, label, x, y)
 
 
 def _label(params: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import parameterized
 from jax import export, lax
+from jax.experimental import serialize_executable
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -424,7 +425,7 @@ class DividedDifferentlyTest(parameterized.TestCase):
 
 def unsupported(test):
     """Skips a test of our partitioning rule where there is none."""
-    reason = f"JAX {jax.__version__} has no rules that Shardy propagates by"
+    reason = f"JAX {jax.__version__} has no rules of partitioning that we can use"
     return unittest.skipUnless(_compat.HAS_PARTITIONING, reason)(test)
 
 
@@ -529,6 +530,26 @@ class PartitionTest(parameterized.TestCase):
             found[name] = " convolution(" in program.as_text()
             assert_close([program(LHS, RHS)], one_device("dilated")[0][:1])
         self.assertEqual(found, {"polyphase": True, "col2im": False})
+
+    @parameterized.product(dtype=("float64", "complex128"), form=("col2im", "dilated"))
+    def test_wide_arrays_outside_of_the_x64_mode(self, dtype, form):
+        f = function("auto")
+        with mock.patch.object(_plan, "_choose", util.forced(form)):
+            with _compat.exactly(dtype):
+                turn = 1 + 0.25j if dtype == "complex128" else 1
+                operands = tuple([jnp.asarray(x * turn, dtype) for x in (LHS, RHS)])
+                want = jax.jit(f)(*operands)
+            self.assertEqual(want.dtype, dtype)
+            got = jax.jit(f)(*jax.device_put(operands, (sharding(P("a", "b")), sharding(P()))))
+        self.assertEqual(got.dtype, dtype)
+        np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
+
+    def test_programs_are_serialized(self):
+        program = compiled(step(function("auto")), (P("a", "b"), P()))
+        saved = serialize_executable.serialize(program)
+        operands = jax.device_put((LHS, RHS), (sharding(P("a", "b")), sharding(P())))
+        got = serialize_executable.deserialize_and_load(*saved)(*operands)
+        assert_close(got, one_device("dilated")[0])
 
     def test_a_mesh_that_the_user_set_stays_set(self):
         if not hasattr(jax, "set_mesh"):
