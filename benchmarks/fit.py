@@ -18,7 +18,8 @@ the mean of the logarithms of estimate over clock, without sign, in which forms 
 times as long as the fastest count less. It begins with the constants as they are. So those that
 are committed are where it ends, and it gives them again. For each lowering and face it prints
 how many estimates are within 1.5 times the clock, and the geometric mean of their ratios; then the
-regret: the time of what "auto" picks over that of the fastest form that was timed.
+regret: the time of what "auto" picks over that of the fastest form that was timed. Last, how many
+times as fast the picks are as jax.lax's program and PyTorch's, where both were timed.
 """
 
 import argparse
@@ -37,7 +38,8 @@ from jaxconvt import _layout, _plan
 from jaxconvt._call import Call, Choice, Work
 from jaxconvt._costs import Cost, cost_of, cpu, gpu
 from jaxconvt._explain import call_arguments
-from jaxconvt._layers import Example, Layer
+from jaxconvt._layers import BY_NAME, Example, Layer
+from jaxconvt._lowerings import XLAS
 
 RESULTS = Path(__file__).parent / "results"
 CLOSE = 1.5  # times the clock
@@ -221,6 +223,34 @@ def report(cost: Cost, timings: Sequence[Timing], verbose: bool) -> None:
     print("regret:", told(regret))
 
 
+def compared(cost: Cost, timings: Sequence[Timing], path: Path) -> None:
+    """Prints how many times as fast the picks are as jax.lax and PyTorch: mean, least, layers."""
+    faces: dict[Any, dict[Choice, Timing]] = defaultdict(dict)
+    for t in timings:
+        faces[t.layer, t.call.face, t.dtype][t.choice] = t
+    torch = {
+        (row["layer"], row["face"], row["dtype"]): min(
+            [row[layout] for layout in ("channels_first", "channels_last") if row.get(layout)]
+        )
+        for row in json.loads(path.read_text()).get("torch", [])
+    }
+    ratios: dict[Any, list[tuple[float, str]]] = defaultdict(list)
+    for (layer, face, dtype), forms in faces.items():
+        pick = _plan.choose("auto", cost, next(iter(forms.values())).call, face != "out")
+        if pick not in forms:
+            continue
+        others = {"PyTorch": torch.get((layer, face, dtype))}
+        others["jax.lax"] = forms[XLAS].seconds if XLAS in forms else None
+        which = "the report's" if layer in BY_NAME else "other"
+        for name, seconds in others.items():
+            if seconds:
+                ratios[name, dtype, which, face].append((seconds / forms[pick].seconds, layer))
+    for key, each in sorted(ratios.items()):
+        text = f"{mean([ratio for ratio, _ in each]):6.2f} ({min(each)[0]:.2f}) of {len(each)}"
+        slower = [f"{layer} {ratio:.2f}" for ratio, layer in sorted(each) if ratio < 0.95]
+        print(f"{key[0]} over auto, {key[1]:8} {key[2]:12} {key[3]:4} {text}", *slower, sep="; ")
+
+
 def close(ratios: Sequence[float]) -> float:
     return statistics.fmean([1 / CLOSE <= ratio <= CLOSE for ratio in ratios])
 
@@ -253,6 +283,7 @@ def main() -> None:
             for name, value in asdict(of.rates).items():
                 print(f"    {name}={value!r},")
         report(of.cost(of.rates), timings, arguments.verbose)
+        compared(of.cost(of.rates), timings, path)
         if arguments.leave_out:
             print("a layer left out,", told(left_out(of, timings)))
 

@@ -265,6 +265,7 @@ class Work(NamedTuple):
     made: int = 0  # bytes of Y or U (see `_lowerings.col2im`)
     # Of one product, in a group: the columns of lhs or its patches, and those of Y or U.
     columns: tuple[int, int] = (0, 0)
+    slices: int = 1  # of the output that Y or U is made of, at most
     interleaved: bool = False  # whether phases of the output, or its cotangent's, are apart
     cropped: int = 0  # bytes of images that are cropped before, or padded after
     rearranged: int = 0  # bytes of operands put in another order

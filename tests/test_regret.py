@@ -1,6 +1,8 @@
 """What estimates are worth, by the timings in `benchmarks/results`: see `benchmarks/fit.py`."""
 
+import contextlib
 import functools
+import io
 import json
 import pathlib
 import tempfile
@@ -8,6 +10,7 @@ import tempfile
 from absl.testing import absltest, parameterized
 
 from benchmarks import fit
+from jaxconvt._call import Choice
 from jaxconvt._costs import cost_of, gpu
 
 FILES = sorted(fit.RESULTS.glob("clocked-*.json"))
@@ -41,15 +44,7 @@ class RegretTest(parameterized.TestCase):
     def test_estimates(self, path):
         of, timed = timings(path)
         cost = of.cost(of.rates)
-        ratios = {t: t.estimate(cost) / t.seconds for t in timed}
-        single = [ratio for t, ratio in ratios.items() if t.dtype == "float32"]
-        # XLA's own kernel gradients take up to 1000 times as long as others.
-        others = [
-            r for t, r in ratios.items() if (t.choice.name, t.call.face) != ("dilated", "rhs")
-        ]
-        self.assertGreaterEqual(fit.close(list(ratios.values())), 0.75)
-        self.assertGreaterEqual(fit.close(single), 0.77)
-        self.assertGreaterEqual(fit.close(others), 0.8)
+        self.assertGreaterEqual(fit.close([t.estimate(cost) / t.seconds for t in timed]), 0.8)
 
     def test_constants_are_what_the_fit_gives(self, path):
         of, timed = timings(path)
@@ -68,6 +63,18 @@ class FitTest(parameterized.TestCase):
         for name in ("started", "product", "backward_filter"):
             ratio = getattr(found, name) / getattr(truth, name)
             self.assertBetween(ratio, 0.95, 1.05, name)
+
+    def test_compares_picks(self):
+        path = FILES[0]
+        of, timed = timings(path)
+        pick = next(t for t in timed if (t.layer, t.call.face) == ("fcn8s", "out"))
+        xlas = pick._replace(choice=Choice("dilated"), seconds=1.0)
+        picks = [pick._replace(choice=each.choice, seconds=0.5) for each in timed]
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            fit.compared(of.cost(of.rates), [*picks, xlas], path)
+        self.assertIn(
+            "jax.lax over auto, float32  the report's out    2.00 (2.00) of 1", printed.getvalue()
+        )
 
     def test_reads_clocks_of_cpus(self):
         layer = {"lhs": [2, 8, 8, 16], "out": 4, "kernel": [4, 4], "strides": [2, 2]}

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from jaxconvt._call import Call, Convolution, Work
 from jaxconvt._costs._interface import Cost
-from jaxconvt._geometry import dilate
+from jaxconvt._geometry import dilate, runs
 from jaxconvt._lowerings.strided import exchanged, uneven, why_no_library_call
 
 
@@ -75,31 +75,33 @@ class Rates(NamedTuple):
     backward_input: float  # ... and by its gradients
     backward_filter: float
     wide: float  # channels, on either side, from which convolutions reach those
-    narrow: float  # they slow down by this power of fewer channels, once for each side
+    narrow: float  # they slow down by this power of fewer channels that are summed over
     direct: float  # share of the multiply-adds, by its convolutions that are no products
-    stepped: float  # seconds a term, of sums over images that are not divided (see `STEP`)
+    stepped: float  # seconds a step (see `STEP`) of sums over images, which are not divided ...
+    deep: float  # ... and of the library's forward convolutions in 3-D, whose sums are not either
     summed: float  # multiply-adds of sums written out, for each byte of the bandwidth
 
 
 RATES = Rates(
-    launch=2e-6,
-    started=6e-6,
+    launch=2e-06,
+    started=2.54e-06,
     moved=0.9,
-    product=0.415,
-    forward=0.73,
-    backward_input=0.43,
-    backward_filter=0.322,
+    product=0.329,
+    forward=0.896,
+    backward_input=0.508,
+    backward_filter=0.354,
     wide=103.0,
-    narrow=0.748,
-    direct=0.0265,
-    stepped=2.27e-7,
-    summed=0.364,
+    narrow=0.609,
+    direct=0.0345,
+    stepped=2.27e-07,
+    deep=4.9e-07,
+    summed=0.46,
 )
 
 STEP = 32  # terms of a product's sum that are taken at once; a convolution takes an image's pixel
 ROW = 16  # bytes: the library fills up the channels of a pixel to whole ones
-LINE = 64  # bytes: copies of shorter rows take as long ...
-SHORTEST = 4  # ... but no more than so many times as long
+WARP = 32  # elements that are copied together
+FOLDED = 4  # strides from which on the library takes them as channels
 ZEROS = 4  # times as much for windows that are zeros but for one pixel; a guess
 TILE = 16  # columns of a matrix that are read or multiplied together, at least
 
@@ -107,7 +109,7 @@ _CALLS = {"out": "backward-input", "lhs": "forward", "rhs": "backward-filter"}
 
 
 class Gpu(Cost):
-    trusted = 1.15
+    trusted = 1.1
 
     def __init__(self, platform: str, device: str, known: str, rates: Rates = RATES) -> None:
         """Of a device as JAX names it, or of none (""), by what is published of a known one."""
@@ -137,7 +139,7 @@ class Gpu(Cost):
             time += self._convolution(call, work, made)
         if work.products:
             copies += _around_products(call, work)
-            time += self._products(call, work)
+            time += self._products(call, work) + self._folded(call, work)
         if work.sums:
             copies += _of_sums(call, work)
             time += work.sum_flops / (self.rates.summed * self.bandwidth)
@@ -153,6 +155,17 @@ class Gpu(Cost):
             terms = call.n * call.extent("size")
             time = max(time, work.products * math.ceil(terms / STEP) * self.rates.stepped)
         return work.products * self.start + max(time, moved * self.byte)
+
+    def _folded(self, call: Call, work: Work) -> float:
+        """The copies between Y or U and the output: see `_lowerings.col2im`."""
+        if not work.made:
+            return 0.0
+        # Threads side by side copy from several slices, one after the other.
+        last = call.axes[-1]
+        row = call.j * (min(last.taps, last.stride) if last.dilation == 1 else 1)
+        apart = min(1 + WARP / row, max(work.slices / 2, 1.0)) if call.strided else 1.0
+        count = work.products if call.face != "out" else 1
+        return count * self.rates.launch + (work.made + call.out_bytes) * apart * self.byte
 
     def _convolution(self, call: Call, work: Work, made: Convolution) -> float:
         rates, stuffed = self.rates, self._stuffed(call, made)
@@ -172,11 +185,34 @@ class Gpu(Cost):
             window = math.prod([dilate(axis.size, axis.stride) for axis in call.axes])
             time = max(time, window * rates.stepped)
         else:
-            for channels in made.channels:
-                time *= max(rates.wide / channels, 1.0) ** rates.narrow
+            time *= self._narrow(call, made, stuffed)
             if call.g == 1 and not stuffed:
-                time = min(time, peak / rates.direct)
-        return made.calls * self.start + max(time, moved * self.byte)
+                time = min(time, flops * self.flop["float32"] / rates.direct)
+            if call.face == "lhs" and len(call.axes) > 2:  # the library does not divide the sums
+                steps = call.extent("taps") * call.j / STEP / made.calls
+                time = max(time, steps * rates.deep)
+        return made.calls * self.start + time + moved * self.byte
+
+    def _narrow(self, call: Call, made: Convolution, stuffed: bool) -> float:
+        """How many times as long it takes because of few channels."""
+        result, summed = made.channels[::-1] if call.face == "out" else made.channels
+        tiles = 1.0
+        if made.form == "input gradient" and not stuffed and _strides_as_channels(call):
+            # Zeros fill up the kernel to whole blocks.
+            result *= math.prod([axis.stride for axis in call.axes])
+            whole = math.prod([len(runs(axis)) * axis.stride for axis in call.axes])
+            tiles = whole / call.extent("taps")
+        tiles *= max(self.rates.wide / result, 1.0)  # zeros fill up tiles of the result, too
+        if call.face == "rhs":  # both are in the result, and in 2-D a row of taps is like channels
+            row = call.axes[-1].taps if len(call.axes) == 2 else 1
+            return tiles * max(self.rates.wide / (row * summed), 1.0)
+        # What is summed over is read in short rows, whatever the dtype.
+        filled = _filled(call.g * summed, call) / call.g
+        longer: float = max(self.rates.wide / filled, 1.0) ** self.rates.narrow
+        rows = longer * filled / summed
+        if call.g > 1:
+            return tiles * rows
+        return tiles + (rows - 1) * self.flop["float32"] / self.flop[call.kind]
 
     def _share(self, made: Convolution, stuffed: bool) -> float:
         if stuffed or not made.form.endswith("gradient"):
@@ -201,6 +237,16 @@ class Gpu(Cost):
         reversed_ = call.flipped and call.face == "out" and (call.i == 1) == (call.j == 1)
         looked_for = made.form in ("input gradient", "filter gradient") or reversed_
         return not looked_for or bool(why_no_library_call(call))
+
+
+def _strides_as_channels(call: Call) -> bool:
+    """Whether the library's input gradient has blocks of strides as channels."""
+    return len(call.axes) == 2 and all(axis.stride >= FOLDED for axis in call.axes)
+
+
+def _filled(channels: int, call: Call) -> float:
+    """How many channels the library makes of these."""
+    return math.ceil(channels * call.itemsize / ROW) * ROW / call.itemsize
 
 
 def _padded(columns: int) -> float:
@@ -229,12 +275,7 @@ def _around_products(call: Call, work: Work) -> list[float]:
     if work.patches:
         each = count if call.face != "lhs" else 1  # those that are added up are read at once
         copies += [call.lhs_bytes + work.patches / each] * each
-    # Taps that lie side by side in the output are copied together.
-    last = call.axes[-1]
-    row = call.j * call.itemsize * (min(last.taps, last.stride) if last.dilation == 1 else 1)
-    each = count if call.face != "out" else 1
-    folded = (work.made + call.out_bytes) * min(max(LINE / row, 1), SHORTEST)
-    return copies + [folded / each] * each
+    return copies
 
 
 def _of_sums(call: Call, work: Work) -> list[float]:
@@ -272,8 +313,9 @@ def _around_convolution(call: Call, work: Work, made: Convolution, stuffed: bool
         images = images[:1] if work.interleaved else images  # what is interleaved is moved anyway
         copies += [2 * b for b, channels in images if channels > 1 for _ in range(2 * made.calls)]
     else:  # the library fills up channels to rows of so many bytes
-        short = [b for b, channels in images if channels * call.itemsize % ROW]
-        copies += [2 * b for b in short for _ in range(made.calls)]
+        for b, channels in images:
+            filled = b * _filled(call.g * channels, call) / (call.g * channels)
+            copies += [filled, b + filled] * made.calls if filled > b else []
     if work.interleaved:  # each part is copied, and those of several calls are added up
         whole = call.out_bytes if call.face == "out" else work.viewed
         copies += [(work.viewed + whole) / made.calls] * made.calls

@@ -47,6 +47,7 @@ class Col2im(Lowering):
             patches=made.patches,
             made=made.seen,
             columns=made.columns,
+            slices=made.slices,
             rearranged=call.rhs_bytes,
             operations=2 * made.products,
             temp=made.temp,
@@ -119,6 +120,7 @@ class _Made(NamedTuple):
     seen: int  # Y or U; none where those are the output as it is
     temp: int
     columns: tuple[int, int]  # as `Work`
+    slices: int  # likewise
 
 
 def _made(call: Call, choice: Choice) -> _Made:
@@ -134,7 +136,7 @@ def _made(call: Call, choice: Choice) -> _Made:
         # Of a value, it may lie where the result will be.
         lhs |= call.face == "rhs" or (call.face == "out" and call.lhs_bytes > call.held("out"))
     groups = list(itertools.product(*[phase_groups(a) for a in call.axes[:gathered]]))
-    parts, columns = 0, []
+    parts, slices, columns = 0, 1, []
     for group in groups:
         points = call.n * call.g * math.prod([p.seen.size for p in group])
         points *= math.prod([a.size for a in scattered])
@@ -144,12 +146,13 @@ def _made(call: Call, choice: Choice) -> _Made:
         taken = points * shifts * call.i * call.itemsize
         made = points * phases * call.j * width
         columns.append((shifts * call.i, phases * call.j))
-        patches += taken if gathered else 0
+        copied = gathered > 0 and not views.whole(group, call.axes)
+        patches += taken if copied else 0
         seen += made
         view = [*[p.seen for p in group], *scattered]
         way = views.on_the_way(view, made, call.face == "out")
-        copied = gathered > 0 and not views.whole(group, call.axes)
         parts += views.parts(view)
+        slices = max(slices, views.parts(view))
         # XLA fuses products that are not summed with what is made of them, if that is little.
         if call.face == "out" and shifts * call.i == 1:
             temp += 0 if views.parts(view) <= FUSED and way == 0 else max(made, way)
@@ -166,7 +169,7 @@ def _made(call: Call, choice: Choice) -> _Made:
         temp += views.before(call.axes) * call.out_bytes
     if not gathered and views.in_place(call.axes):
         seen = 0
-    return _Made(len(groups), patches, seen, temp + call.rhs_bytes, max(columns))
+    return _Made(len(groups), patches, seen, temp + call.rhs_bytes, max(columns), slices)
 
 
 def _temp(call: Call, choice: Choice) -> int:

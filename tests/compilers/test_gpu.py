@@ -140,7 +140,8 @@ class GpuTest(parameterized.TestCase):
             for of_ours, of_reference in zip(ours[kind], reference.get(kind, (0, 0)), strict=True):
                 self.assertLessEqual(of_ours, of_reference, kind)
         calls = set(compilers.Counter(texts[0], "NVIDIA H100").program().calls)
-        self.assertLessEqual(calls, set("FIW"))
+        # Of so few channels out, on one device, the value is a product.
+        self.assertLessEqual(calls, set("FGIW" if "channels out" in name else "FIW"))
         self.assertIn("W", calls)
 
     def test_another_device(self):
