@@ -169,11 +169,12 @@ def main() -> None:
     add("--faces", nargs="+", default=FACES, choices=FACES)
     add("--within", type=float, default=5, help="of the fastest estimate: forms that are timed")
     add("--threads", type=int, default=os.cpu_count())
+    add("--options", type=json.loads, metavar="JSON", help="the compiler's, as jax.jit has them")
     arguments = parser.parse_args()
     start = time.perf_counter()
     layers = json.loads(arguments.of.read_text())["layers"]
     likely = sorted(tasks(arguments, layers), key=lambda t: (t.choice != XLAS, t.estimate))
-    builder = Builder(layers, start + 0.66 * arguments.seconds)
+    builder = Builder(layers, start + 0.66 * arguments.seconds, arguments.options)
     with ThreadPoolExecutor(arguments.threads) as pool:
         programs = [timed for timed in pool.map(builder, likely) if timed]
     print(f"{len(programs)} of {len(likely)} programs, {time.perf_counter() - start:.0f} s")
