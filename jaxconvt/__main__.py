@@ -58,7 +58,14 @@ DTYPES = tuple(TOLERANCES)
 PATIENCE, MOST_ROUNDS = 0.1, 20  # seconds, rounds in all
 
 # How the report writes what `jaxconvt.explain` says.
-SHORT = {"dilated": "d", "strided": "s", "depthwise": "w", "col2im": "c", "polyphase": "p"}
+SHORT = {
+    "dilated": "d",
+    "strided": "s",
+    "depthwise": "w",
+    "col2im": "c",
+    "polyphase": "p",
+    "subpixel": "x",
+}
 
 
 def compare(

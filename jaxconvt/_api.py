@@ -116,9 +116,10 @@ def conv_transpose(
         same function and the same gradients, to within rounding. "strided" makes the gradients
         of the strided convolution that this transposes; cuDNN has calls for those. "depthwise"
         sums over taps, for one lhs channel a group. "col2im" multiplies matrices and folds the
-        results. "polyphase" makes stride-1 convolutions and interleaves the results. "col2im"
-        makes what another can't: the kernel gradient for "polyphase", calls that are not
-        depthwise for "depthwise", and convolutions that XLA would divide wrongly among devices.
+        results. "polyphase" makes stride-1 convolutions and interleaves the results. "subpixel"
+        does so along the last axis alone, and leaves the others to XLA. "col2im" makes what
+        another can't: the kernel gradient for "polyphase", calls that are not depthwise for
+        "depthwise", and convolutions that XLA would divide wrongly among devices.
         "auto" picks one for the value and one for each gradient, by estimated cost on the
         platform lowered for. Its intermediates stay within four times the operands and the
         result, or 32 MiB, unless that would cost more than half of the speed. To stay within, it

@@ -267,6 +267,7 @@ class Work(NamedTuple):
     columns: tuple[int, int] = (0, 0)
     slices: int = 1  # of the output that Y or U is made of, at most
     interleaved: bool = False  # whether phases of the output, or its cotangent's, are apart
+    phases: int = 1  # of the last axis, as channels of one convolution
     cropped: int = 0  # bytes of images that are cropped before, or padded after
     rearranged: int = 0  # bytes of operands put in another order
     operations: int = 0  # how many are started, beyond one

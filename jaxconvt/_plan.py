@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from jaxconvt._call import FACES, Call, Choice, Work
 from jaxconvt._costs import Cost
-from jaxconvt._lowerings import GENERAL, LOWERINGS, XLAS
+from jaxconvt._lowerings import GENERAL, LOWERINGS, XLAS, Lowering
 
 IMPLEMENTATIONS = (*LOWERINGS, "auto")
 
@@ -29,9 +29,13 @@ def candidates(call: Call, implementation: str = "auto") -> list[Choice]:
     A lowering asked for by name may lack a face, a call that transformations have changed, or one
     that devices divide. The general one then makes it.
     """
-    asked = LOWERINGS.values() if implementation == "auto" else [LOWERINGS[implementation]]
+    asked = [LOWERINGS[implementation]] if implementation != "auto" else _considered(call.platform)
     forms = [form for lowering in asked for form in lowering.forms(call)]
     return forms or list(GENERAL.forms(call))
+
+
+def _considered(platform: str) -> list[Lowering]:
+    return [of for of in LOWERINGS.values() if not of.platforms or platform in of.platforms]
 
 
 def work(call: Call, choice: Choice) -> Work:
@@ -141,7 +145,7 @@ def choose(implementation: str, cost: Cost, call: Call, both_gradients: bool) ->
 
 def can_make(call: Call, choice: Choice, cost: Cost) -> bool:
     """Whether a lowering can make a call in this form."""
-    return choice in candidates(widened(call, cost))
+    return choice in candidates(widened(call, cost), choice.name)
 
 
 class Estimate(NamedTuple):

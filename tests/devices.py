@@ -735,6 +735,7 @@ class VaryingTest(parameterized.TestCase):
         {"name": "strided"},
         {"name": "depthwise", "chunks": 2},
         {"name": "polyphase"},
+        {"name": "subpixel"},
         {"name": "col2im"},
         {"name": "col2im", "gathered": 1, "chunks": 2},
     )

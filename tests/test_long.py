@@ -24,7 +24,8 @@ from tests.long import CASES, OURS
 
 class ProgramsTest(parameterized.TestCase):
     @parameterized.product(
-        form=[("col2im", gathered) for gathered in range(3)] + [("polyphase", 0), ("strided", 0)],
+        form=[("col2im", gathered) for gathered in range(3)]
+        + [(name, 0) for name in ("polyphase", "strided", "subpixel")],
         strides=((1, 2), (4, 3)),
         more=({}, {"rhs_dilation": (3, 2)}, {"feature_group_count": 4}),
     )

@@ -137,6 +137,15 @@ class Decisions(parameterized.TestCase):
         stays = _plan.MARGIN * min(others) >= seconds[Choice("dilated")]
         self.assertEqual(choice.name == "dilated", stays)
 
+    @parameterized.product(face=_call.FACES, platform=("cpu", "cuda", "rocm", "tpu"))
+    def test_subpixel_is_considered_where_it_was_looked_at(self, face, platform):
+        call, _ = decided("resnet_decoder", face, platform)
+        considered = Choice("subpixel") in _plan.estimates(call, cost_of(platform))
+        self.assertEqual(considered, platform == "tpu")
+        # Who asks for it, or has measured it, gets it.
+        self.assertEqual(_plan.candidates(call, "subpixel"), [Choice("subpixel")])
+        self.assertTrue(_plan.can_make(call, Choice("subpixel"), cost_of(platform)))
+
     @parameterized.product(name=("stride1", "resnet_decoder"), version=tuple(TABLES))
     def test_cpu_lhs_gradient_is_xlas_where_its_convolutions_make_no_windows(self, name, version):
         with cpu_as_of(version):

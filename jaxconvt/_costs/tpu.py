@@ -7,7 +7,9 @@ high. They do not predict cycles. Another is picked only where
 - XLA multiplies many zeros of a dilated lhs, in tiles that channels or images do not fill;
 - it divides few images into parts, and interleaves these: in 1-D, and for whole tiles of rows;
 - it reverses a large kernel gradient, which "strided" makes in the order that it is stored in;
-- it makes a kernel gradient of groups of one channel, or from a huge cotangent of one image.
+- it makes a kernel gradient of groups of one channel, or from a huge cotangent of one image;
+- it dilates the last axis, too, and "subpixel" does not: in 2-D and 3-D, if the output fills many
+  tiles and the kernel few (see `_subpixel_is_better`).
 """
 
 import math
@@ -25,6 +27,9 @@ OPERATION = 25e3  # cycles more for each part of a result that is made alone
 FEW = 2  # images that XLA divides into parts in 1-D ...
 SOME = 4  # ... and in 2-D and 3-D
 NARROW = 4  # channels of a cotangent whose tiles are mostly empty
+MANY = 1.4e3  # tiles of an output, from which "subpixel" may be better
+GROUPED = 64  # taps of a kernel with groups, from which it may be
+TAPS = 16  # of a kernel, up to which it may be in the lhs gradient
 BETTER = 0.8  # of XLA's cycles, where no layer took more than XLA's
 UNKNOWN = 4.0  # times XLA's cycles, where no layer was looked at, or some took more
 
@@ -35,7 +40,9 @@ class Tpu(Cost):
 
     def seconds(self, call: Call, work: Work, in_loop: bool = False) -> float:
         made = work.convolution
-        if made and _is_xlas(call, work, made):
+        if work.phases > 1:
+            cycles = _subpixel(call, work, in_loop)
+        elif made and _is_xlas(call, work, made):
             cycles = _own(call)
             if made.form == "kernel gradient" and call.flipped:
                 cycles += call.rhs_bytes / 100  # to reverse it
@@ -91,6 +98,43 @@ def _polyphase(call: Call, calls: int) -> float:
     return START + _parts(call, calls, call.out_bytes)
 
 
+def _subpixel(call: Call, work: Work, in_loop: bool) -> float:
+    """The kernel is rearranged, which is slow; then it is the tiles of the output."""
+    if in_loop or call.kernel_dilated or not _subpixel_is_better(call, work):
+        return UNKNOWN * _own(call)
+    tiles = _tiles(call, work.phases) * (48 if call.face == "out" else 12)
+    cycles = BETTER * _own(call)
+    return cycles if call.face == "lhs" else min(cycles, START + work.rearranged / 30 + tiles)
+
+
+def _subpixel_is_better(call: Call, work: Work) -> bool:
+    """Whether it is, of all layers of the kind that were looked at."""
+    tiles, dims, last = _tiles(call), len(call.axes), call.axes[-1]
+    if last.out % last.stride and (dims == 3 or call.j > NARROW):  # the output is cropped
+        return False
+    if call.face == "lhs" and dims == 3 and call.g == 1:
+        whole = all(axis.size >= ROWS for axis in call.axes)
+        return (
+            whole and min(call.i, call.j) > NARROW and call.rhs_bytes <= 2**20 and tiles > MANY / 3
+        )
+    if dims == 1 or tiles < MANY:
+        return False
+    if call.g > 1:
+        return call.face == "out" and call.n == 1 and dims == 2 and call.extent("taps") >= GROUPED
+    if call.face == "rhs":
+        huge = call.n == 1 and tiles * TILE > NEAR and 4 * call.j <= LANES
+        return dims == 2 and (huge or (call.n <= SOME and call.j <= NARROW and tiles > 4 * MANY))
+    if 6 * work.rearranged > tiles * TILE or call.n > 2 * ROWS:  # many images may be lanes
+        return False
+    if call.i <= NARROW and call.extent("taps") > LANES:  # of one channel, taps may be
+        return False
+    several = call.n >= SOME and call.j < LANES and last.size % ROWS == 0
+    if call.face == "lhs":
+        return several and call.extent("taps") <= TAPS and last.size >= 4 * ROWS
+    apart = all(axis.taps == axis.stride for axis in call.axes)  # taps: each phase has one
+    return several or apart or call.j <= NARROW or _multiplied(call) > 64 * tiles
+
+
 def _products(call: Call, work: Work) -> float:
     if call.face == "lhs":
         sure = _slow(call) and call.j <= NARROW and call.axes[0].size >= LANES
@@ -129,9 +173,9 @@ def _dense(call: Call) -> float:
     return _multiplied(call) / math.prod([axis.stride for axis in call.axes])
 
 
-def _tiles(call: Call) -> float:
-    """Of the output, with channels or images as lanes."""
-    out, channels = call.extent("out"), call.g * call.j
+def _tiles(call: Call, phases: int = 1) -> float:
+    """Of the output, with channels or images as lanes; some phases may be channels."""
+    out, channels = math.ceil(call.extent("out") / phases), call.g * call.j * phases
     as_lanes = (call.n * out, channels), (out * channels, call.n)
     return min([rows * math.ceil(lanes / LANES) / ROWS for rows, lanes in as_lanes])
 

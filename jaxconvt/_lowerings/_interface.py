@@ -19,6 +19,7 @@ class Lowering(abc.ABC):
     name: str
     convolves: bool = False  # whether it makes convolutions: platforms sum those differently
     grouped: bool = False  # whether arrays keep their axis of groups
+    platforms: tuple[str, ...] = ()  # that "auto" may pick it on; all, if none is named
     as_given: bool = False  # whether it takes operands of one dtype as they are, as jax.lax does
 
     @abc.abstractmethod

@@ -97,6 +97,12 @@ ONCE_WRONG = {
         (10, 7, 7, 56), (9, 9, 1, 56), (3, 3), transpose_kernel=True, output_shape=(19, 19)
     ),
     "taps_81": layer((1, 64, 64, 56), (9, 9, 56, 1), (4, 4)),
+    "taps_961": layer((8, 57, 57, 1), (31, 31, 4, 1), (3, 3), transpose_kernel=True),
+    "many_images": layer((200, 6, 6, 64), (8, 8, 32, 64), (2, 2), "VALID", transpose_kernel=True),
+    "one_channel": layer((2, 16, 16, 16, 1), (3, 3, 3, 1, 64), (2, 2, 2), "VALID"),
+    "odd_rows": layer((16, 10, 13, 8), (11, 3, 96, 8), (4, 3), "VALID", transpose_kernel=True),
+    "cropped": layer((8, 17, 17, 17, 96), (2, 2, 2, 96, 2), (2, 2, 2), output_shape=(33,) * 3),
+    "few_out": layer((16, 128, 128, 21), (3, 3, 3, 21), (2, 2), transpose_kernel=True),
 }
 
 # XLA lays out few channels in other ways: pairs of these, in each layout and each direction twice.
@@ -120,7 +126,7 @@ def others(call):
 def count(call, mode, implementation):
     """What is counted in the program of one mode."""
     (made,) = [rest for name, *rest in compilers.programs(call, implementation) if name == mode]
-    return compilers.count(compilers.compiled(*made, compilers.device("v5e")), "v5e")
+    return compilers.count(compilers.compiled(*made, *compilers.devices("v5e")), "v5e")
 
 
 class TpuTest(parameterized.TestCase):
