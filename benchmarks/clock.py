@@ -179,17 +179,18 @@ def main() -> None:
         programs = [timed for timed in pool.map(builder, likely) if timed]
     print(f"{len(programs)} of {len(likely)} programs, {time.perf_counter() - start:.0f} s")
     device, seconds = jax.devices()[0], dict[Task, float]()
-    for at in range(0, len(programs), IN_A_TRACE):
+    by_trace = device.platform != "cpu"
+    for at in range(0, len(programs), size := IN_A_TRACE if by_trace else 1):
         if time.perf_counter() > start + arguments.seconds:
             break
-        part = programs[at : at + IN_A_TRACE]
-        if device.platform == "cpu":
-            seconds |= {timed.task: by_the_wall(timed) for timed in part}
-        else:
-            try:
+        part = programs[at : at + size]
+        try:
+            if by_trace:
                 seconds |= by_the_device(part)
-            except _clock.NoTrace as e:
-                print(f"{len(part)} programs are not timed: {e}", flush=True)
+            else:
+                seconds[part[0].task] = by_the_wall(part[0])
+        except _clock.NoTrace as e:
+            print(f"{len(part)} programs are not timed: {e}", flush=True)
     about = machine() | {
         "platform": _compat.platform_of_device(device),
         "device": device.device_kind,
