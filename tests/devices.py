@@ -551,6 +551,18 @@ class PartitionTest(parameterized.TestCase):
         got = serialize_executable.deserialize_and_load(*saved)(*operands)
         assert_close(got, one_device("dilated")[0])
 
+    @parameterized.parameters(*[name for name in SHARDINGS if "kernel" not in name])
+    def test_without_shardy(self, name):
+        """Results are divided as the rule infers: the value's as with it."""
+        lhs, rhs, out, *_ = SHARDINGS[name]
+        before = jax.config.jax_use_shardy_partitioner
+        jax.config.update("jax_use_shardy_partitioner", False)
+        self.addCleanup(jax.config.update, "jax_use_shardy_partitioner", before)
+        program = compiled(step(function("auto")), (lhs, rhs))
+        got = program(*jax.device_put((LHS, RHS), (sharding(lhs), sharding(rhs))))
+        assert_close(got, one_device("dilated")[0], name)
+        self.assertTrue(got[0].sharding.is_equivalent_to(sharding(out), 4), got[0].sharding)
+
     def test_a_mesh_that_the_user_set_stays_set(self):
         if not hasattr(jax, "set_mesh"):
             self.skipTest(f"JAX {jax.__version__} has no jax.set_mesh")
