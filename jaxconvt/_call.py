@@ -50,6 +50,9 @@ FACES = ("out", "lhs", "rhs")
 # The two operands of each face, in order.
 OPERANDS = {"out": ("lhs", "rhs"), "lhs": ("out", "rhs"), "rhs": ("lhs", "out")}
 
+# The letters after the spatial axes, of each array.
+LETTERS = {"lhs": "gi", "rhs": "gij", "out": "gj"}
+
 
 class Choice(NamedTuple):
     """A lowering, by name, and its form."""

@@ -27,7 +27,7 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from jaxconvt import _compat
-from jaxconvt._call import OPERANDS
+from jaxconvt._call import LETTERS, OPERANDS
 from jaxconvt._geometry import Axes, Axis, dilate
 from jaxconvt._numerics import cast, summed_in
 from jaxconvt._views import pad
@@ -61,9 +61,8 @@ class Problem(NamedTuple):
     def letters(self, array: str) -> tuple[Letter, ...]:
         """What the axes of "lhs", "rhs" or "out" run over."""
         rows = range(len(self.axes))
-        if array == "rhs":
-            return (*[None for _ in rows], "g", "i", "j")
-        return ("n", *rows, "g", "i" if array == "lhs" else "j")
+        spatial = [None for _ in rows] if array == "rhs" else ["n", *rows]
+        return (*spatial, *LETTERS[array])
 
     def summed(self, letter: Letter) -> bool:
         """Whether the result is a sum over the letter."""
@@ -159,11 +158,7 @@ class Layout(NamedTuple):
 
     def part(self, letter: Letter) -> list[int]:
         """The number of the part of a letter that each device has."""
-        numbers = [0] * self.devices
-        for k in self.over.get(letter, ()):
-            at = _coordinates(self.mesh, k)
-            numbers = [number * self.mesh[k] + at[d] for d, number in enumerate(numbers)]
-        return numbers
+        return _numbered(self.mesh, self.over.get(letter, ()))
 
     def groups(self, *letters: Letter) -> list[list[int]]:
         """Devices that differ in their parts of these letters alone, in the order of the parts."""
@@ -263,13 +258,18 @@ def _parts(sharding: Any, ndim: int) -> list[list[int]]:
 
 def _spec(numbers: Sequence[int], mesh: tuple[int, ...]) -> MeshAxes | None:
     """The axes of the mesh whose coordinates are these numbers of parts; None if there are none."""
-    at = [_coordinates(mesh, k) for k in range(len(mesh))]
-    firsts = {k: numbers[at[k].index(1)] for k in range(len(mesh))}
+    firsts = {k: numbers[_coordinates(mesh, k).index(1)] for k in range(len(mesh))}
     axes = tuple(sorted([k for k in firsts if firsts[k]], key=lambda k: -firsts[k]))
-    made = [0] * len(numbers)
+    return axes if _numbered(mesh, axes) == list(numbers) else None
+
+
+def _numbered(mesh: tuple[int, ...], axes: MeshAxes) -> list[int]:
+    """The number of the part that each device has, of what these axes of the mesh divide."""
+    numbers = [0] * math.prod(mesh)
     for k in axes:
-        made = [number * mesh[k] + at[k][d] for d, number in enumerate(made)]
-    return axes if made == list(numbers) else None
+        at = _coordinates(mesh, k)
+        numbers = [number * mesh[k] + at[d] for d, number in enumerate(numbers)]
+    return numbers
 
 
 def _coordinates(mesh: tuple[int, ...], k: int) -> list[int]:

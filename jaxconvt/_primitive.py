@@ -28,7 +28,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from jaxconvt import __version__, _chunks, _compat, _costs, _partition, _plan
-from jaxconvt._call import OPERANDS, Call, Choice, describe, real_part
+from jaxconvt._call import LETTERS, OPERANDS, Call, Choice, describe, real_part
 from jaxconvt._compat import vary_alike, zeros
 from jaxconvt._geometry import Axes
 from jaxconvt._lowerings import LOWERINGS
@@ -38,9 +38,6 @@ from jaxconvt._views import Numerics
 
 # A name, a form that is pinned (of what is measured), or what was measured.
 Implementation = str | Choice | Tuning
-
-# The letters after the spatial axes, of each array.
-LETTERS = {"lhs": "gi", "rhs": "gij", "out": "gj"}
 
 conv_transpose_p = Primitive("conv_transpose")
 
