@@ -7,6 +7,7 @@ has what these counts cost on each platform.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -115,6 +116,22 @@ class Call(NamedTuple):
         known = self.kind != "integer" and len(self.axes) < 4
         possible = known or self.platform not in ("cuda", "rocm")
         return type(self.g) is int and not divided and possible and len(self.axes) > 0
+
+    @property
+    def folded(self) -> "Call":
+        """This call with its first axes as images of the batch, as far as each has one tap.
+
+        On such an axis, without stride and padding, every element meets those at its own place.
+        Rows that a compiler may divide among devices stay rows. A GPU's library takes images of
+        3-D with channels first as they are, but those of 2-D with channels last: they stay, too.
+        """
+        n, axes = self.n, self.axes
+        gpu = self.platform in ("cuda", "rocm")
+        free = self.single_device and not (gpu and (self.turned("lhs") or self.turned("out")))
+        while free and axes and axes[0][1:] == (1, 1, axes[0].dilation, 0, 0):
+            n, axes = n * axes[0].size, axes[1:]
+        specs = (_without_axes(spec, len(self.axes) - len(axes)) for spec in self.dimension_numbers)
+        return self._replace(n=n, axes=axes, dimension_numbers=lax.ConvDimensionNumbers(*specs))
 
     @property
     def ends_the_process(self) -> bool:
@@ -277,6 +294,12 @@ class Work(NamedTuple):
     temp: int = 0  # bytes of all intermediates, about as XLA was seen to allocate them
     view: tuple[Any, ...] = ()  # how it rearranges the cotangent: two gradients may share that
     viewed: int = 0  # bytes of the cotangent so rearranged
+
+
+def _without_axes(spec: Sequence[int], count: int) -> Ints:
+    """The spec of an array whose first spatial axes are none: where the others are then."""
+    left = (*spec[:2], *spec[2 + count :])
+    return tuple([sorted(left).index(at) for at in left])
 
 
 def window_bytes(count: int, channels: int, itemsize: int) -> int:

@@ -30,12 +30,17 @@ def candidates(call: Call, implementation: str = "auto") -> list[Choice]:
     that devices divide. The general one then makes it.
     """
     asked = [LOWERINGS[implementation]] if implementation != "auto" else _considered(call.platform)
-    forms = [form for lowering in asked for form in lowering.forms(call)]
-    return forms or list(GENERAL.forms(call))
+    forms = [form for lowering in asked for form in lowering.forms(made_by(lowering, call))]
+    return forms or list(GENERAL.forms(made_by(GENERAL, call)))
 
 
 def _considered(platform: str) -> list[Lowering]:
     return [of for of in LOWERINGS.values() if not of.platforms or platform in of.platforms]
+
+
+def made_by(lowering: Lowering, call: Call) -> Call:
+    """The call as the lowering makes it: one that is given arrays as they are has all its axes."""
+    return call if lowering.as_given else call.folded
 
 
 def work(call: Call, choice: Choice) -> Work:
@@ -44,11 +49,13 @@ def work(call: Call, choice: Choice) -> Work:
 
 
 def _chunk(call: Call, choice: Choice) -> Call:
+    call = made_by(LOWERINGS[choice.name], call)
     return call._replace(n=call.n // choice.chunks)
 
 
 def temp(call: Call, choice: Choice, made: Work, cost: Cost) -> int:
     """Bytes of all intermediates, about as XLA was seen to allocate them."""
+    call = made_by(LOWERINGS[choice.name], call)
     size = call.parts * made.temp
     if choice.chunks > 1:  # a loop takes whole arrays, transposed before it, and after it
         size += sum([call.held(array) for array in ("lhs", "out") if call.turned(array)])
@@ -164,8 +171,8 @@ def estimates(call: Call, cost: Cost) -> dict[Choice, Estimate]:
     result = {}
     for choice in candidates(call):
         made = work(call, choice)
-        time, becomes = seconds_of(call, choice, made, cost), cost.becomes(call, made)
-        size = temp(call, choice, made, cost)
+        time, size = seconds_of(call, choice, made, cost), temp(call, choice, made, cost)
+        becomes = cost.becomes(_chunk(call, choice), made)
         result[choice] = Estimate(time, size, choice in fit, becomes)
     return dict(sorted(result.items(), key=lambda item: item[1].seconds))
 

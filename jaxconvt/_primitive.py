@@ -18,12 +18,14 @@ or j which this operand shares with the result; if both operands have it, that i
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -165,7 +167,8 @@ def compute(
         if platform == "cpu" and real is not None and not (of_one_dtype and lowering.as_given):
             total = real  # by parts
         with jax.named_scope(f"conv_transpose/{choice.name}"):
-            return _run(choice, call, x, y, Numerics(precision, total), common, dtype)
+            result = _run(choice, call, x, y, Numerics(precision, total), common, dtype)
+            return lax.reshape(result, shape)
 
 
 def _choice(implementation: Implementation, call: Call, case: Case, both_gradients: bool) -> Choice:
@@ -186,11 +189,14 @@ def _choice(implementation: Implementation, call: Call, case: Case, both_gradien
 def _run(
     choice: Choice, call: Call, x: jax.Array, y: jax.Array, how: Numerics, common: Any, dtype: Any
 ) -> jax.Array:
-    """The face of operands converted to `common`, as `dtype`.
+    """The face of operands converted to `common`, as `dtype`; some axes may be in the batch.
 
     What is converted, or taken apart, is a chunk of the batch.
     """
-    face, lowering = call.face, LOWERINGS[choice.name]
+    face, lowering, ndim = call.face, LOWERINGS[choice.name], len(call.axes)
+    call = _plan.made_by(lowering, call)
+    folded = ndim - len(call.axes)
+    x, y = (_folded(a, o, folded) for a, o in zip(OPERANDS[face], (x, y), strict=True))
     faces = {"out": lowering.value, "lhs": lowering.grad_lhs, "rhs": lowering.grad_rhs}
     function: Callable[..., Any] = partial(faces[face], call=call, choice=choice, how=how)
     at = [-len(LETTERS[array]) for array in (*OPERANDS[face], face)]  # of the group axis
@@ -213,6 +219,12 @@ def _run(
     else:
         result = _chunks.joined(lambda part: cast(product(part, y), dtype), choice.chunks, x)
     return jnp.expand_dims(result, at[2]) if squeezed else result
+
+
+def _folded(array: str, x: jax.Array, count: int) -> jax.Array:
+    """Lhs, rhs or out with its first spatial axes in the batch; those of rhs have size 1."""
+    batch = () if array == "rhs" else (math.prod(x.shape[: count + 1]),)
+    return lax.reshape(x, (*batch, *x.shape[count + len(batch) :]))
 
 
 def _impl(x: jax.Array, y: jax.Array, **params: Any) -> jax.Array:

@@ -59,6 +59,18 @@ LAX = {
         case("dilation", (1, 2, 2, 2, 1), (2, 2, 2, 1, 2), (1, 2, 1), [(1, 0)] * 3,
              rhs_dilation=(2, 1, 3)),
     ],
+    # On axes whose elements all stay in place.
+    "one tap": [
+        case("frames", (2, 3, 3, 4, 3), (1, 3, 2, 3, 2), (1, 2, 3), "SAME"),
+        case("two axes", (1, 2, 3, 4, 2), (1, 1, 4, 2, 3), (1, 1, 2), "VALID",
+             rhs_dilation=(3, 1, 2)),
+        case("ncdhw, kernel", (2, 3, 3, 2, 4), (3, 2, 1, 2, 3), (1, 2, 2), "SAME",
+             dimension_numbers=("NCDHW", "OIDHW", "NCDHW"), transpose_kernel=True),
+        case("scrambled", (3, 2, 4, 2), (2, 1, 3, 2), (1, 2), "SAME",
+             dimension_numbers=("HCWN", "IHWO", "WHNC")),
+        case("padded", (2, 3, 4, 2), (1, 3, 2, 3), (1, 2), [(1, 0), (0, 1)]),
+        case("pointwise", (2, 3, 4, 3), (1, 1, 3, 2), (1, 1), "SAME"),
+    ],
     "nd": [
         case("4d", (1, 2, 1, 2, 3, 2), (2, 3, 1, 2, 2, 1), (2, 1, 1, 3), "SAME",
              dimension_numbers=("NabcdC", "abcdIO", "NabcdC")),
@@ -147,6 +159,9 @@ BEYOND = {
              use_consistent_padding=True, feature_group_count=2, output_padding=(1, 2)),
         case("scrambled", (3, 2, 4, 4), (3, 4, 2, 2), (3, 2), "SAME",
              dimension_numbers=("WNHC", "WOHI", "HCNW"), feature_group_count=2),
+        case("one tap", (2, 3, 4, 4), (1, 3, 2, 6), (1, 2), "SAME", feature_group_count=2),
+        case("depthwise, one tap", (2, 3, 4, 3), (1, 4, 1, 6), (1, 2), "SAME",
+             feature_group_count=3),
         case("no channels", (1, 4, 3, 0), (3, 2, 0, 4), (2, 3), "SAME", feature_group_count=2),
     ],
     "output padding": [

@@ -11,9 +11,8 @@ import numpy as np
 from jax import lax
 
 import jaxconvt
-from jaxconvt import _explain, _layout, _primitive
+from jaxconvt import _explain, _layout, _plan, _primitive
 from jaxconvt._call import Choice
-from jaxconvt._lowerings import LOWERINGS
 from tests import oracle
 
 IMPLEMENTATIONS = jaxconvt.IMPLEMENTATIONS
@@ -95,15 +94,14 @@ def makes(implementation, c):
     structs = [jax.ShapeDtypeStruct(shape, np.float32) for shape in (c.lhs, c.rhs)]
     lhs, rhs, spec, _ = _explain.call_arguments(*structs, **c.kwargs)
     calls = _layout.calls_of(lhs, rhs, spec, np.float32, "cpu").values()
-    return any(LOWERINGS[implementation].forms(call) for call in calls)
+    return any(_plan.candidates(call, implementation)[0].name == implementation for call in calls)
 
 
 def forced(name, gathered=0, chunks=1):
     """In the place of `_plan._choose`: a form, or where there is none the general one's."""
 
     def choose(implementation, cost, call, both_gradients):
-        made = LOWERINGS[name].forms(call)
-        form = Choice(name if made else "col2im", gathered)
+        form = Choice(_plan.candidates(call, name)[0].name, gathered)
         chunked = form.name == "col2im" or (form.name == "depthwise" and call.face == "rhs")
         return form._replace(chunks=chunks) if chunked else form
 

@@ -84,16 +84,16 @@ class Rates(NamedTuple):
 
 RATES = Rates(
     launch=2e-06,
-    started=2.54e-06,
+    started=2.7e-06,
     moved=0.9,
-    product=0.329,
+    product=0.339,
     forward=0.896,
     backward_input=0.508,
     backward_filter=0.354,
     wide=103.0,
     narrow=0.609,
     direct=0.0345,
-    stepped=2.27e-07,
+    stepped=2.34e-07,
     deep=4.9e-07,
     summed=0.46,
 )
