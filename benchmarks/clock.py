@@ -7,7 +7,8 @@ jax.lax's program and the forms that are estimated within `--within` times the f
 are compiled in threads, the likely ones first, until two thirds of the time are over; then each is
 timed. On a GPU or TPU that is the device's own time, a mean of `CALLS` calls: the union of the
 intervals of its kernels, as `jax.profiler` traces them, which may overlap. On a CPU it is the wall
-clock, the least of three such means.
+clock, of all forms of a face in turn, `ROUNDS` times: the least mean of so many calls as take
+`SECONDS`, or of one call if that takes longer. Nothing else may run there.
 """
 
 import argparse
@@ -38,6 +39,7 @@ from jaxconvt._lowerings import XLAS
 from jaxconvt._measure import machine, seconds_of
 
 CALLS = 6
+ROUNDS, SECONDS = 5, 0.05
 IN_A_TRACE = 100  # programs
 
 
@@ -129,10 +131,18 @@ def filled(shapes: Sequence[tuple[int, ...]], dtype: str) -> Iterator[jax.Array]
         yield jax.device_put(x.astype(jnp.dtype(dtype)))
 
 
-def by_the_wall(timed: Timed) -> float:
-    run = partial(timed.program, *timed.operands)
-    jax.block_until_ready(run())
-    return min([seconds_of(run, jax.block_until_ready, CALLS) for _ in range(3)])
+def by_the_wall(several: Sequence[Timed]) -> dict[Task, float]:
+    """The same, in turn: a machine that slows down for a while is slow for all."""
+    least: dict[Task, float] = {}
+    for _ in range(ROUNDS + 1):
+        for timed in several:
+            run = partial(timed.program, *timed.operands)
+            if timed.task not in least:  # what is done once
+                least[timed.task] = seconds_of(run, jax.block_until_ready)
+            calls = max(round(SECONDS / least[timed.task]), 1)
+            seconds = seconds_of(run, jax.block_until_ready, calls)
+            least[timed.task] = min(least[timed.task], seconds)
+    return least
 
 
 def by_the_device(several: Sequence[Timed]) -> dict[Task, float]:
@@ -156,6 +166,18 @@ def by_the_device(several: Sequence[Timed]) -> dict[Task, float]:
     return {task: ns * 1e-9 / CALLS for task, ns in found.items() if ns}
 
 
+def traces(programs: Sequence[Timed]) -> list[Sequence[Timed]]:
+    return [programs[at : at + IN_A_TRACE] for at in range(0, len(programs), IN_A_TRACE)]
+
+
+def faces(programs: Sequence[Timed]) -> list[Sequence[Timed]]:
+    """The forms of each face together."""
+    found = defaultdict(list)
+    for timed in programs:
+        found[timed.task[:3]].append(timed)
+    return list(found.values())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -165,6 +187,7 @@ def main() -> None:
     add("--seconds", type=float, default=300)
     add("--layers", nargs="+", metavar="NAME", help="of those in the file; all")
     add("--of", type=Path, default=fit.RESULTS / "clocked-h200.json", help="a file with layers")
+    add("--batch-over", type=int, default=1, metavar="K", help="divide their batch by this")
     add("--dtypes", nargs="+", default=["float32"])
     add("--faces", nargs="+", default=FACES, choices=FACES)
     add("--within", type=float, default=5, help="of the fastest estimate: forms that are timed")
@@ -173,6 +196,8 @@ def main() -> None:
     arguments = parser.parse_args()
     start = time.perf_counter()
     layers = json.loads(arguments.of.read_text())["layers"]
+    for layer in layers.values():
+        layer["lhs"][0] //= arguments.batch_over
     likely = sorted(tasks(arguments, layers), key=lambda t: (t.choice != XLAS, t.estimate))
     builder = Builder(layers, start + 0.66 * arguments.seconds, arguments.options)
     with ThreadPoolExecutor(arguments.threads) as pool:
@@ -180,15 +205,11 @@ def main() -> None:
     print(f"{len(programs)} of {len(likely)} programs, {time.perf_counter() - start:.0f} s")
     device, seconds = jax.devices()[0], dict[Task, float]()
     by_trace = device.platform != "cpu"
-    for at in range(0, len(programs), size := IN_A_TRACE if by_trace else 1):
+    for part in traces(programs) if by_trace else faces(programs):
         if time.perf_counter() > start + arguments.seconds:
             break
-        part = programs[at : at + size]
         try:
-            if by_trace:
-                seconds |= by_the_device(part)
-            else:
-                seconds[part[0].task] = by_the_wall(part[0])
+            seconds |= by_the_device(part) if by_trace else by_the_wall(part)
         except _clock.NoTrace as e:
             print(f"{len(part)} programs are not timed: {e}", flush=True)
     about = machine() | {

@@ -7,7 +7,6 @@ has what these counts cost on each platform.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -125,13 +124,22 @@ class Call(NamedTuple):
         Rows that a compiler may divide among devices stay rows. A GPU's library takes images of
         3-D with channels first as they are, but those of 2-D with channels last: they stay, too.
         """
-        n, axes = self.n, self.axes
         gpu = self.platform in ("cuda", "rocm")
-        free = self.single_device and not (gpu and (self.turned("lhs") or self.turned("out")))
-        while free and axes and axes[0][1:] == (1, 1, axes[0].dilation, 0, 0):
-            n, axes = n * axes[0].size, axes[1:]
-        specs = (_without_axes(spec, len(self.axes) - len(axes)) for spec in self.dimension_numbers)
-        return self._replace(n=n, axes=axes, dimension_numbers=lax.ConvDimensionNumbers(*specs))
+        if not self.single_device or (gpu and (self.turned("lhs") or self.turned("out"))):
+            return self
+        in_place = [axis[1:] == (1, 1, axis.dilation, 0, 0) for axis in self.axes]
+        count = (*in_place, False).index(False)
+        images = math.prod([axis.size for axis in self.axes[:count]])
+        return self.without_axes(count)._replace(n=self.n * images)
+
+    def without_axes(self, count: int) -> "Call":
+        """This call without its first spatial axes."""
+        specs = []
+        for batch, channels, *spatial in self.dimension_numbers:
+            left = batch, channels, *spatial[count:]
+            specs.append(tuple([sorted(left).index(at) for at in left]))
+        numbers = lax.ConvDimensionNumbers(*specs)
+        return self._replace(axes=self.axes[count:], dimension_numbers=numbers)
 
     @property
     def ends_the_process(self) -> bool:
@@ -294,12 +302,6 @@ class Work(NamedTuple):
     temp: int = 0  # bytes of all intermediates, about as XLA was seen to allocate them
     view: tuple[Any, ...] = ()  # how it rearranges the cotangent: two gradients may share that
     viewed: int = 0  # bytes of the cotangent so rearranged
-
-
-def _without_axes(spec: Sequence[int], count: int) -> Ints:
-    """The spec of an array whose first spatial axes are none: where the others are then."""
-    left = (*spec[:2], *spec[2 + count :])
-    return tuple([sorted(left).index(at) for at in left])
 
 
 def window_bytes(count: int, channels: int, itemsize: int) -> int:

@@ -268,8 +268,8 @@ def _around(call: Call, work: Work, in_loop: bool) -> list[float]:
 
 
 def _around_products(call: Call, work: Work) -> list[float]:
-    if not work.made:  # nothing is folded, and a kernel that is reversed is as it should be
-        return [2 * call.rhs_bytes] * ((not call.flipped) + (call.face == "lhs"))
+    if not work.made:  # nothing is folded; the kernel is reversed, and transposed for lhs, at once
+        return [2 * call.rhs_bytes] * (not call.flipped or call.face == "lhs")
     count = work.products
     copies: list[float] = [2 * call.rhs_bytes / count] * count
     if work.patches:

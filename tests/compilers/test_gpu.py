@@ -119,6 +119,16 @@ class GpuTest(parameterized.TestCase):
             self.assertEqual(ours["calls"], CALLS[face])
             self.assertLessEqual(ours["bytes"], 1.1 * calls[face].bytes)
 
+    @parameterized.parameters("unet_up", "sam_decoder", "unet3d_up")
+    def test_kernel_as_large_as_the_stride_is_one_product(self, name):
+        """It takes one copy of the image, and one of the kernel, which is reversed."""
+        with mock.patch.object(_plan, "_choose", util.forced("col2im")):
+            row = compilers.measure("h100", BY_NAME[name].call(batch=8), ("auto",))
+        for mode, kernels in {"value": 3, "lhs gradient": 3, "rhs gradient": 4}.items():
+            ours = row[mode]["auto"]
+            self.assertEqual(ours["calls"], "G")
+            self.assertLessEqual(ours["kernels"], kernels)
+
     @parameterized.product(flip=(False, True), stride=(1, 2))
     def test_one_pixel_is_a_product(self, flip, stride):
         channels = (512, 100) if flip else (100, 512)
