@@ -15,6 +15,8 @@ import argparse
 import json
 import math
 import os
+import platform
+import re
 import threading
 import time
 from collections import defaultdict
@@ -215,6 +217,7 @@ def main() -> None:
     about = machine() | {
         "platform": _compat.platform_of_device(device),
         "device": device.device_kind,
+        "processor": processor(),
         "clock": "the wall" if device.platform == "cpu" else "the device, by jax.profiler",
         "calls": CALLS,
     }
@@ -233,6 +236,15 @@ def main() -> None:
     names = dict.fromkeys(row["layer"] for row in rows)
     write(arguments.out, about, {name: layers[name] for name in names}, rows)
     print(f"{len(rows)} timings, {time.perf_counter() - start:.0f} s")
+
+
+def processor() -> str:
+    """The CPU's model, and its widest vectors."""
+    path = Path("/proc/cpuinfo")
+    text = path.read_text() if path.exists() else ""
+    model = re.search(r"model name\s*: (.*)", text)
+    widest = [name for name in ("amx_tile", "avx512f", "avx2", "asimd") if f" {name}" in text][:1]
+    return " ".join([model[1] if model else platform.processor(), *widest])
 
 
 def write(path: Path, about: Any, layers: Any, rows: Sequence[Any]) -> None:

@@ -73,9 +73,8 @@ class Platform(NamedTuple):
 def platform(machine: dict[str, Any]) -> Platform:
     name, device = machine["platform"], machine["device"]
     if name == "cpu":
-        installed = cpu.INSTALLED
-        rates = installed.rates["float32"]
-        return Platform(rates, lambda rates: cpu.Cpu(rates, device, installed.carries))
+        now = cpu.of(machine["jaxlib"])
+        return Platform(now.rates, lambda rates: cpu.Cpu(rates, device, now.carries))
     now = gpu.of(name, device)
     # Layers do not tell a launch from what else kernels take: profiles do.
     most = {"moved": 0.9}  # beyond that a cache has helped
@@ -129,18 +128,20 @@ def calls_of(key: tuple[str, str], layer: dict[str, Any], machine: dict[str, Any
 def fitted(of: Platform, timings: Sequence[Timing]) -> Any:
     """The constants, from those of `of` on."""
     rates, least = of.rates, error(of.cost(of.rates), timings)
-    for step in of.steps:
-        improved = True
-        while improved:
-            improved = False
-            for name in sorted(set(names(rates)) - set(of.held)):
-                for factor in (step, 1 / step):
-                    value = min(getattr(rates, name) * factor, of.most.get(name, math.inf))
-                    moved = replaced(rates, name, value)
-                    found = error(of.cost(moved), timings)
-                    if found < least * (1 - 1e-4):
-                        rates, least, improved = moved, found, True
-                        break
+    steps, at = of.steps, 0
+    while at < len(steps):
+        moves = [
+            (n, by) for n in names(rates) if n not in of.held for by in (steps[at], 1 / steps[at])
+        ]
+        improved = False
+        for name, factor in moves:
+            value = min(getattr(rates, name) * factor, of.most.get(name, math.inf))
+            moved = replaced(rates, name, value)
+            found = error(of.cost(moved), timings)
+            if found < least * (1 - 1e-4):
+                rates, least, improved = moved, found, True
+        # After a move of any size all are tried again, so that a fit of its result moves none.
+        at = 0 if improved else at + 1
     return rates
 
 

@@ -1,144 +1,86 @@
-"""CPU: seconds measured, by constants that were fitted to the clocks of several machines."""
+"""CPU: seconds by the clock, of products of matrices, loops and copies.
 
+`benchmarks/fit.py` fits the constants to the timings in `benchmarks/results/clocked-*.json`, which
+name the machine. What XLA makes of each lowering there was seen in its programs: convolutions of
+one and two spatial dimensions without zeros in them are products, and so is the value of a dilated
+lhs; most others are loops.
+"""
+
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
 
 from jaxconvt._call import Call, Convolution, Work
 from jaxconvt._compat import AT_LEAST_0_11
 from jaxconvt._costs._interface import Cost
 
-CACHE = 2**20  # bytes of a kernel that stay in a core's cache, with what it is applied to
 LINE = 64  # bytes: shorter rows of channels are taken apart no faster than these
+VECTOR = 16  # channels on both sides, under which a convolution is no product of matrices
+REUSED = 40 * 2**20  # bytes of intermediates beyond which each call pays for fresh pages
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds per unit, for float32."""
+    """Seconds, for float32; a flop is half of a multiply-add."""
 
     call: float  # to start any operation
-    gemm: float  # per flop of a matrix product
-    bfloat16: float  # times as much in bfloat16, of what the operands are widened to
-    conv1: float  # per flop of a stride-1 or strided convolution in 1-D
-    conv: float  # the same, in 2-D
-    conv3: float  # the same, of 3 and more spatial dimensions
-    grouped: float  # times as much if there are groups
-    elementwise: float  # per flop of what is no product of matrices
-    packed1: float  # per byte of the windows that a convolution gathers in 1-D
-    packed: float  # the same, in 2-D
-    packed3: float  # the same, of 3 and more spatial dimensions
-    weights: float  # per byte of the kernel that one in 2-D puts in order
-    large: float  # times as much per flop in 2-D where the kernel is larger than `CACHE`
-    dilated: float  # per flop of XLA's transposed convolution ...
-    stuffed: float  # ... of 3 and more spatial dimensions, or with groups, on a zero-stuffed lhs
-    narrow: int  # output channels under which those flops cost in proportion more
-    kernel: float  # per flop of XLA's kernel gradient of it, or of a filter gradient
-    unstrided: float  # the same in 2-D with neither strides, dilation nor groups
-    byte: float  # of operands and result
-    turned: float  # per byte of those that have their channels first, for a product
-    copied: float  # per byte of patches of lhs
-    folded: float  # per byte of Y (`_lowerings.col2im`), or of another intermediate of the value
-    unfolded: float  # per byte of U, or of another intermediate of a gradient
-    serial: float  # times as much for those in a loop over chunks, where one thread does some
-    shared: float  # per byte of U, if both gradients use one, saved
-    fresh: float  # per byte of intermediates that are too large to be reused
-    reused: int  # how large that is
-
-
-RATES = Rates(
-    call=17e-6,
-    gemm=0.66e-11,
-    bfloat16=0.5,  # between CPUs that have units for it and those that have none
-    conv1=0.6e-11,
-    conv=1.4e-11,
-    conv3=0.95e-11,
-    grouped=8.0,
-    elementwise=2e-10,
-    packed1=0.8e-10,
-    packed=0.8e-10,
-    packed3=5.5e-10,
-    weights=0.0,
-    large=1.0,
-    dilated=0.9e-11,
-    stuffed=1.4e-10,
-    narrow=16,
-    kernel=1e-9,
-    unstrided=3.3e-11,
-    byte=0.75e-10,
-    turned=1.5e-10,
-    copied=0.8e-10,
-    folded=1.2e-10,
-    unfolded=1e-10,
-    serial=1.4,
-    shared=1e-10,
-    fresh=4.7e-10,
-    reused=40 * 2**20,
-)
-
-# From 0.11 on XLA's convolutions in 2-D make no windows, but put the kernel in order each time.
-RATES_0_11 = replace(
-    RATES,
-    bfloat16=0.4,
-    shared=1.5e-10,
-    conv=0.4e-11,
-    unstrided=0.6e-11,
-    packed=0.2e-10,
-    weights=1e-9,
-    large=2.5,
-)
-
-# What differs for other dtypes than float32: XLA has fast convolutions of float64 in 2-D alone,
-# if lhs is not dilated, and none of integers; the rest are loops. Measured on 2 cores of AMD
-# EPYC (Zen 5), jaxlib 0.12. Complex numbers are three products of real ones (`_numerics`).
-_LOOPS = dict(conv1=2e-10, conv3=2e-10, dilated=2e-10)
-OTHERS: dict[str, dict[str, Any]] = {
-    "integer": dict(conv=2e-10, **_LOOPS),
-    "float64": dict(gemm=1.3e-11, kernel=2e-9, **_LOOPS),
-}
+    product: float  # per flop of a product of matrices ...
+    bfloat16: float  # ... times as much in bfloat16, where the CPU has units for it
+    convolution: float  # per flop of a convolution in 2-D that is one
+    loop: float  # per flop of a convolution that is a loop: of most kernel gradients
+    apart: float  # per multiply-add of a loop over zeros, too, for each in channel of an output
+    summed: float  # per flop of sums written out, or products of single numbers, in the value ...
+    gathered: float  # ... in the gradient of lhs ...
+    reduced: float  # ... and over an image, in that of the kernel
+    moved: float  # per byte that is read, written or put in another order
+    windows: float  # per byte of the windows that a convolution gathers in 1-D and 2-D ...
+    volumes: float  # ... and in more dimensions
+    kernel: float  # per byte of the kernel that one in 2-D puts in order
+    fresh: float  # per byte of intermediates on fresh pages
 
 
 class Cpu(Cost):
     trusted = 1.05
     width = 4  # bfloat16 and float16 are converted first
 
-    def __init__(self, rates: Rates, machines: str, carries: bool) -> None:
-        self.basis = f"a clock: {machines}"
-        self.carries = carries
-        self.rates = {"float32": rates, "bfloat16": rates} | {
-            kind: replace(rates, **differing) for kind, differing in OTHERS.items()
-        }
+    def __init__(self, rates: Rates, machine: str, carries: bool) -> None:
+        self.basis = f"a clock: {machine}"
+        self.rates, self.machine, self.carries = rates, machine, carries
 
     def seconds(self, call: Call, work: Work, in_loop: bool = False) -> float:
-        rates = self.rates[call.kind]
-        loop = rates.serial if in_loop else 1.0
-        moved = loop * (rates.folded if call.face == "out" else rates.unfolded)
-        # Patches of lhs are also transposed for the kernel gradient.
-        copied = loop * rates.copied * (4 if call.face == "rhs" else 1)
+        rates = self.rates
         # Products of single numbers: groups stay where they are, beside each other.
         single = call.i == 1 < call.g
+        time = rates.call * (1 + work.operations) + call.bytes * rates.moved
+        if work.convolution:
+            time += self._convolution(call, work.convolution)
+        summed = {"out": rates.summed, "lhs": rates.gathered, "rhs": rates.reduced}[call.face]
+        if single:
+            time += work.product_flops * summed
+        else:
+            time += work.product_flops * self._product(call)
+        row = call.g * call.j * call.itemsize
+        # Over an image, of rows that may be no whole vectors.
+        whole = math.ceil(row / LINE) * LINE / row if call.face == "rhs" else 1.0
+        time += work.sum_flops * summed * whole
+        made = work.made + work.cropped + (call.out_bytes if work.interleaved else 0)
         row = call.j * call.itemsize * (call.g if single and work.products else 1)
         narrow = 1.0 if call.face == "out" else max(LINE / max(row, 1), 1.0)
-        time = rates.call * (1 + work.operations) + call.bytes * rates.byte
-        if work.convolution:
-            time += _convolution(call, work.convolution, rates, moved)
-        gemm = rates.gemm * (rates.bfloat16 if call.kind == "bfloat16" else 1.0)
-        if single:
-            gemm = rates.elementwise * (2.5 if call.face == "rhs" else 1.0)
-        made = work.made + work.cropped + (call.out_bytes if work.interleaved else 0)
-        time += work.product_flops * gemm + _sums(call, work, rates)
-        time += work.patches * copied + (made * narrow + work.rearranged) * moved
+        # Patches of lhs are also transposed for the kernel gradient.
+        patches = work.patches * (2 if call.face == "rhs" else 1)
+        time += (patches + made * narrow + work.rearranged) * rates.moved
         if call.taps_last and work.products and call.face != "rhs":
             # Channels first, it seems: XLA's convolutions take that as it is, products do not.
-            turned = rates.turned * (1.0 if call.face == "out" else 1.7)
-            time += (call.lhs_bytes + call.out_bytes) * turned
+            time += 2 * (call.lhs_bytes + call.out_bytes) * rates.moved
         fused = single and call.face == "lhs"  # multiplied and added up at once
-        return time + (0.0 if work.convolution or fused else _fresh(work.temp, rates))
+        return time + (0.0 if work.convolution or fused else self._fresh(work.temp))
 
     def shared(self, call: Call, works: Sequence[Work]) -> float:
-        rates = self.rates[call.kind]
         viewed, sizes = min([work.viewed for work in works]), [work.temp for work in works]
-        apart = sum([_fresh(size, rates) for size in sizes])
-        return viewed * rates.shared - max(_fresh(sum(sizes) - viewed, rates) - apart, 0.0)
+        apart = sum([self._fresh(size) for size in sizes])
+        return viewed * self.rates.moved - max(self._fresh(sum(sizes) - viewed) - apart, 0.0)
 
     def carried(self, call: Call) -> int:
         # Before 0.11, of bfloat16, which XLA widens, and of what is summed of single channels.
@@ -148,73 +90,113 @@ class Cpu(Cost):
         images = {"out": ("lhs",), "lhs": ("out",), "rhs": ("lhs", "out")}[call.face]
         return sum(map(call.bytes_of, images))
 
+    def _fresh(self, size: int) -> float:
+        return size * self.rates.fresh if size > REUSED else 0.0
 
-def _fresh(size: int, rates: Rates) -> float:
-    return size * rates.fresh if size > rates.reused else 0.0
+    def _product(self, call: Call) -> float:
+        """Seconds per flop."""
+        wider = {"bfloat16": self.rates.bfloat16, "float64": DOUBLE}.get(call.kind, 1.0)
+        return self.rates.product * wider
 
+    def _convolution(self, call: Call, made: Convolution) -> float:
+        rates = self.rates
+        if made.form in ("kernel gradient", "filter gradient"):
+            return self._kernel_gradient(call, made)
+        if call.face == "out" and made.form != "forward":
+            return self._dilated(call, made)
+        # No operand has zeros between its elements.
+        if call.kind == "integer" or (call.kind == "float64" and len(call.axes) != 2):
+            return made.flops * rates.loop
+        if len(call.axes) == 2:
+            time = made.flops * rates.convolution + call.rhs_bytes * rates.kernel
+            time += made.windows * rates.windows
+        else:
+            time = made.flops * rates.product
+            time += made.windows * (rates.windows if len(call.axes) < 2 else rates.volumes)
+        if call.g > 1:
+            time += made.flops * rates.loop
+        return time
 
-def _sums(call: Call, work: Work, rates: Rates) -> float:
-    """Sums are vectors, less so over an image, and least of the many terms of a large stride."""
-    taps = call.extent("taps")
-    few, many = {"out": (0.35, 0.35), "lhs": (0.5, 2.0), "rhs": (1.5, 5.0)}[call.face]
-    if len(call.axes) == 1:
-        large = taps >= 16 and call.face != "out"
-        many *= 5 if call.face == "lhs" else 1
-    else:
-        large = taps >= 64
-    factor = many if large and call.strided else few
-    if call.face == "rhs":  # over an image, of rows that may be shorter than a vector
-        factor *= max(LINE / max(call.g * call.j * call.itemsize, 1), 1.0)
-    return work.sum_flops * rates.elementwise * factor
+    def _kernel_gradient(self, call: Call, made: Convolution) -> float:
+        """That of one whose window is the image: a product in 2-D without strides alone."""
+        rates, few = self.rates, min(call.i, call.j)
+        if call.g > 1:  # XLA multiplies channels of different groups, too
+            return made.flops * rates.loop * call.g
+        strided = call.strided or call.kernel_dilated
+        if strided or len(call.axes) > 2 or few < VECTOR or call.kind in LOOPS:
+            return made.flops * rates.loop
+        return made.flops * rates.convolution
 
-
-def _convolution(call: Call, made: Convolution, rates: Rates, moved: float) -> float:
-    conv, window = (
-        (rates.conv1, rates.packed1),
-        (rates.conv, rates.packed),
-        (rates.conv3, rates.packed3),
-    )[min(max(len(call.axes), 1), 3) - 1]
-    conv *= rates.grouped if call.g > 1 else 1.0
-    if made.form in ("kernel gradient", "filter gradient"):
-        return made.flops * _kernel_gradient(call, made, rates, conv)
-    if call.face == "out" and made.form != "forward":
-        return _dilated_value(call, made, rates, moved)
-    # No operand has zeros between its elements.
-    kernel = 0.0
-    if len(call.axes) == 2:
-        conv *= rates.large if call.rhs_bytes > made.calls * CACHE else 1.0
-        kernel = call.rhs_bytes * rates.weights
-    narrow = 2 if call.face == "out" and call.j < 4 else 1
-    return made.flops * conv * narrow + made.windows * window + kernel
-
-
-def _kernel_gradient(call: Call, made: Convolution, rates: Rates, conv: float) -> float:
-    """Seconds per flop, where the window is the image."""
-    n = len(call.axes)
-    if call.g > 1:  # XLA multiplies channels of different groups, too; measured, not counted
-        return rates.kernel * (10 if made.form == "kernel gradient" else 4)
-    if n > 2 or call.strided or call.kernel_dilated:
-        return rates.kernel
-    if n == 2:
-        return rates.unstrided * max(4 * rates.narrow / max(min(call.i, call.j), 1), 1.0)
-    return conv * max(4 * rates.narrow / max(call.j, 1), 1.0)
-
-
-def _dilated_value(call: Call, made: Convolution, rates: Rates, moved: float) -> float:
-    """The value as XLA makes it, of a dilated lhs."""
-    n = len(call.axes)
-    if call.g > 1 or n > 2:  # the zeros are multiplied
-        return call.stuffed_flops * rates.stuffed * max(rates.narrow / max(call.j, 1), 1.0)
-    slow = 4 if call.j < 4 else 1
-    if n > 1 and (call.kernel_dilated or any(a.taps > a.size for a in call.axes)):
-        slow *= 10  # no GEMM, but a loop
-    folded = call.contributions * call.itemsize  # a GEMM and a fold, one image at a time
-    time = made.flops * rates.dilated * slow + (folded + call.rhs_bytes / 2) * moved
-    if any(a.taps < a.stride for a in call.axes):  # most of the output is zeros
-        time += 2 * call.out_bytes * moved
-    return time + _fresh(folded, rates)
+    def _dilated(self, call: Call, made: Convolution) -> float:
+        """The value as XLA makes it, of a dilated lhs."""
+        rates = self.rates
+        if (
+            call.g > 1 or len(call.axes) > 2
+        ):  # the zeros are multiplied, for one output after another
+            return call.stuffed_flops / call.j * rates.apart
+        longer = call.kernel_dilated or any(axis.taps > axis.size for axis in call.axes)
+        no_product = longer if len(call.axes) > 1 else call.j == 1
+        if call.kind in LOOPS or no_product:
+            return made.flops * rates.loop
+        folded = call.contributions * call.itemsize  # a product and a fold, one image at a time
+        narrow = max(LINE / (call.j * call.itemsize), 1.0)
+        time = made.flops * rates.product + 2 * folded * narrow * rates.moved
+        return time + self._fresh(folded)
 
 
-CPU = Cpu(RATES, "2 cores each of AMD EPYC (Zen 3) and Intel Xeon (AMX), jaxlib 0.10.2", True)
-CPU_0_11 = Cpu(RATES_0_11, "2 cores of Intel Xeon (AMX), jaxlib 0.12.0", False)
-INSTALLED = CPU_0_11 if AT_LEAST_0_11 else CPU
+LOOPS = ("integer", "float64")  # kinds for which XLA has few convolutions, or none
+DOUBLE = 2.0  # times as much in float64
+
+
+# Before 0.11, whose convolutions in 2-D make windows; from 0.11 on they put the kernel in order.
+RATES = Rates(
+    call=1.84e-05,
+    product=5.15e-12,
+    bfloat16=0.5,
+    convolution=8.83e-12,
+    loop=2.7e-10,
+    apart=3.6e-09,
+    summed=1.54e-11,
+    gathered=1.65e-10,
+    reduced=3.09e-10,
+    moved=4.11e-11,
+    windows=1.1e-11,
+    volumes=3.3e-10,
+    kernel=0.0,
+    fresh=2.88e-10,
+)
+RATES_0_11 = Rates(
+    call=3.2e-05,
+    product=5.15e-12,
+    bfloat16=0.5,
+    convolution=4.85e-12,
+    loop=2.7e-10,
+    apart=3.71e-09,
+    summed=2.06e-11,
+    gathered=1.12e-10,
+    reduced=1.41e-10,
+    moved=2.65e-11,
+    windows=5.84e-12,
+    volumes=3.55e-10,
+    kernel=1.86e-10,
+    fresh=6.5e-11,
+)
+
+CPU = Cpu(RATES, "2 cores of AMD EPYC (AVX-512), jaxlib 0.10.2", True)
+CPU_0_11 = Cpu(RATES_0_11, "2 cores of AMD EPYC (AVX-512), jaxlib 0.12.0", False)
+
+
+def of(jaxlib: str) -> Cpu:
+    """That of a version of jaxlib."""
+    return CPU_0_11 if tuple(map(int, jaxlib.split(".")[:2])) >= (0, 11) else CPU
+
+
+def installed(cpuinfo: Path = Path("/proc/cpuinfo")) -> Cpu:
+    """That of this jaxlib, on this CPU: one without units for bfloat16 gains nothing by it."""
+    known = CPU_0_11 if AT_LEAST_0_11 else CPU
+    if cpuinfo.exists() and re.search(r"\b(avx512|amx)_bf16\b", cpuinfo.read_text()):
+        return known
+    return Cpu(replace(known.rates, bfloat16=1.0), known.machine, known.carries)
+
+
+INSTALLED = installed()
