@@ -219,11 +219,18 @@ class Counter:
         """What is started, and how often."""
         for instruction in self.computations[computation]:
             if instruction.opcode == "while":
-                trips = instruction.attribute(r'known_trip_count":\{"n":"(\d+)"') or "1"
                 body = instruction.attribute(r"body=%([\w.-]+)")
-                yield from self.run(body, times * int(trips))
+                yield from self.run(body, times * self.trips(instruction))
             elif instruction.opcode not in _FREE:
                 yield instruction, times
+
+    def trips(self, loop: Instruction) -> int:
+        if known := loop.attribute(r'known_trip_count":\{"n":"(\d+)"'):
+            return int(known)
+        # XLA:TPU does not say: a loop over chunks counts up to the constant in its condition.
+        condition = self.computations[loop.attribute(r"condition=%([\w.-]+)")]
+        (most,) = [i.rest.split(")")[0] for i in condition if i.opcode == "constant"]
+        return int(most)
 
     def cost(self, instruction: Instruction, flops: float, moved: int) -> float:
         if self.gpu is None:

@@ -6,29 +6,33 @@
 
 A file of timings, one for each machine and source, is a JSON object with
 
-    machine   at least its `platform` ("cpu", "cuda" or "rocm") and its `device`, as JAX names it
+    machine   at least its `platform` ("cpu", "cuda", "rocm" or "tpu") and its `device`, as JAX
+              names it
     layers    by name: the shape of `lhs`, the channels of `out`, the extents of the `kernel`,
-              `strides`, `padding`, and in `more` any other arguments
+              `strides`, `padding`, in `more` any other arguments, and whether it is `left_out`
     rows      each with its `layer`, `face` ("out" is the value, "lhs" and "rhs" the gradients),
               `dtype`, `lowering`, how many axes it has `gathered` and its `chunks` (0 and 1 if
-              left out), and the `seconds` of one call
+              left out), and the `seconds` of one call; of a TPU, which was not there, those of
+              the cycles that its compiler estimates (see `cycles.py`)
 
 The constants are moved one by one, by factors that get smaller, as long as the error gets less:
 the mean of the logarithms of estimate over clock, without sign, in which forms that take many
 times as long as the fastest count less. It begins with the constants as they are. So those that
 are committed are where it ends, and it gives them again. For each lowering and face it prints
 how many estimates are within 1.5 times the clock, and the geometric mean of their ratios; then the
-regret: the time of what "auto" picks over that of the fastest form that was timed. Last, how many
-times as fast the picks are as jax.lax's program and PyTorch's, where both were timed.
+regret: the time of what "auto" picks over that of the fastest form that was timed, on the layers
+that it was fitted to, and on those that are left out. Last, how many times as fast the picks are
+as jax.lax's program and PyTorch's, where both were timed.
 """
 
 import argparse
 import dataclasses
+import itertools
 import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -36,12 +40,13 @@ from typing import Any, NamedTuple
 
 from jaxconvt import _layout, _plan
 from jaxconvt._call import Call, Choice, Work
-from jaxconvt._costs import Cost, cost_of, cpu, gpu
+from jaxconvt._costs import Cost, cost_of, cpu, gpu, tpu
 from jaxconvt._explain import call_arguments
 from jaxconvt._layers import BY_NAME, Example, Layer
 from jaxconvt._lowerings import XLAS
 
 RESULTS = Path(__file__).parent / "results"
+FILES = sorted([*RESULTS.glob("clocked-*.json"), *RESULTS.glob("cycles-*.json")])
 CLOSE = 1.5  # times the clock
 
 
@@ -55,6 +60,7 @@ class Timing(NamedTuple):
     work: Work
     seconds: float
     weight: float  # the least time of the face over this one's, by its root
+    left_out: bool = False  # whether nothing is fitted to it
 
     def estimate(self, cost: Cost) -> float:
         return _plan.seconds_of(self.call, self.choice, self.work, cost)
@@ -67,6 +73,8 @@ class Platform(NamedTuple):
     cost: Callable[[Any], Cost]
     held: tuple[str, ...] = ()  # constants that are not fitted
     most: Mapping[str, float] = MappingProxyType({})  # of some others
+    # Whether a form is fitted to.
+    sure: Callable[[Call, Work], bool] = lambda call, work: True
     steps: tuple[float, ...] = (2.0, 1.3, 1.1, 1.03)  # by which constants are moved
 
 
@@ -75,6 +83,9 @@ def platform(machine: dict[str, Any]) -> Platform:
     if name == "cpu":
         now = cpu.of(machine["jaxlib"])
         return Platform(now.rates, lambda rates: cpu.Cpu(rates, device, now.carries))
+    if name == "tpu":
+        # Some kernels are taken apart five times as fast, which no size tells: the slowest counts.
+        return Platform(tpu.RATES, tpu.Tpu, ("kernel",), sure=tpu.sure)
     now = gpu.of(name, device)
     # Layers do not tell a launch from what else kernels take: profiles do.
     most = {"moved": 0.9}  # beyond that a cache has helped
@@ -101,7 +112,8 @@ def read(path: Path) -> tuple[dict[str, Any], list[Timing]]:
         call = calls[layer, dtype][face]
         weight = math.sqrt(best[layer, dtype, face] / seconds)
         work = _plan.work(call, choice)
-        timings.append(Timing(layer, dtype, call, choice, work, seconds, weight))
+        left_out = data["layers"][layer].get("left_out", False)
+        timings.append(Timing(layer, dtype, call, choice, work, seconds, weight, left_out))
     return data["machine"], timings
 
 
@@ -127,14 +139,12 @@ def calls_of(key: tuple[str, str], layer: dict[str, Any], machine: dict[str, Any
 
 def fitted(of: Platform, timings: Sequence[Timing]) -> Any:
     """The constants, from those of `of` on."""
+    timings = [t for t in timings if of.sure(t.call, t.work)]
     rates, least = of.rates, error(of.cost(of.rates), timings)
     steps, at = of.steps, 0
     while at < len(steps):
-        moves = [
-            (n, by) for n in names(rates) if n not in of.held for by in (steps[at], 1 / steps[at])
-        ]
-        improved = False
-        for name, factor in moves:
+        improved, free = False, sorted(set(names(rates)) - set(of.held))
+        for name, factor in itertools.product(free, (steps[at], 1 / steps[at])):
             value = min(getattr(rates, name) * factor, of.most.get(name, math.inf))
             moved = replaced(rates, name, value)
             found = error(of.cost(moved), timings)
@@ -224,11 +234,23 @@ def report(cost: Cost, timings: Sequence[Timing], verbose: bool) -> None:
     print("regret:", told(regret))
 
 
-def compared(cost: Cost, timings: Sequence[Timing], path: Path) -> None:
-    """Prints how many times as fast the picks are as jax.lax and PyTorch: mean, least, layers."""
+def group(t: Timing) -> str:
+    return "left out" if t.left_out else "the report's" if t.layer in BY_NAME else "other"
+
+
+def picks(cost: Cost, timings: Sequence[Timing]) -> Iterator[tuple[Timing, Timing | None]]:
+    """What is picked of each face, and jax.lax's program, if that was timed."""
     faces: dict[Any, dict[Choice, Timing]] = defaultdict(dict)
     for t in timings:
         faces[t.layer, t.call.face, t.dtype][t.choice] = t
+    for (_, face, _), forms in faces.items():
+        pick = _plan.choose("auto", cost, next(iter(forms.values())).call, face != "out")
+        if pick in forms:
+            yield forms[pick], forms.get(XLAS)
+
+
+def compared(cost: Cost, timings: Sequence[Timing], path: Path) -> None:
+    """Prints how many times as fast the picks are as jax.lax and PyTorch: mean, least, layers."""
     torch = {
         (row["layer"], row["face"], row["dtype"]): min(
             [row[layout] for layout in ("channels_first", "channels_last") if row.get(layout)]
@@ -236,16 +258,13 @@ def compared(cost: Cost, timings: Sequence[Timing], path: Path) -> None:
         for row in json.loads(path.read_text()).get("torch", [])
     }
     ratios: dict[Any, list[tuple[float, str]]] = defaultdict(list)
-    for (layer, face, dtype), forms in faces.items():
-        pick = _plan.choose("auto", cost, next(iter(forms.values())).call, face != "out")
-        if pick not in forms:
-            continue
-        others = {"PyTorch": torch.get((layer, face, dtype))}
-        others["jax.lax"] = forms[XLAS].seconds if XLAS in forms else None
-        which = "the report's" if layer in BY_NAME else "other"
+    for pick, xlas in picks(cost, timings):
+        key = pick.layer, pick.call.face, pick.dtype
+        others = {"PyTorch": torch.get(key), "jax.lax": xlas and xlas.seconds}
         for name, seconds in others.items():
             if seconds:
-                ratios[name, dtype, which, face].append((seconds / forms[pick].seconds, layer))
+                where = name, pick.dtype, group(pick), pick.call.face
+                ratios[where].append((seconds / pick.seconds, pick.layer))
     for key, each in sorted(ratios.items()):
         text = f"{mean([ratio for ratio, _ in each]):6.2f} ({min(each)[0]:.2f}) of {len(each)}"
         slower = [f"{layer} {ratio:.2f}" for ratio, layer in sorted(each) if ratio < 0.95]
@@ -270,21 +289,25 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("files", nargs="*", type=Path, metavar="FILE", help="benchmarks/results/clocked-*.json")
+    add("files", nargs="*", type=Path, metavar="FILE", help="those in benchmarks/results")
     add("--check", action="store_true", help="fit nothing")
     add("--leave-out", action="store_true", help="leave out one layer at a time, too")
     add("--verbose", action="store_true", help="print every timing and pick")
     arguments = parser.parse_args()
-    for path in arguments.files or sorted(RESULTS.glob("clocked-*.json")):
-        machine, timings = read(path)
+    for path in arguments.files or FILES:
+        machine, everything = read(path)
         of = platform(machine)
+        timings = [t for t in everything if not t.left_out]
         print(f"{path.name}: {machine['device']}, {len(timings)} timings")
         if not arguments.check:
             of = of._replace(rates=fitted(of, timings))
             for name, value in asdict(of.rates).items():
                 print(f"    {name}={value!r},")
         report(of.cost(of.rates), timings, arguments.verbose)
-        compared(of.cost(of.rates), timings, path)
+        if len(everything) > len(timings):
+            others = [t for t in everything if t.left_out]
+            print("left out of the fit,", told(regrets(of.cost(of.rates), others)))
+        compared(of.cost(of.rates), everything, path)
         if arguments.leave_out:
             print("a layer left out,", told(left_out(of, timings)))
 

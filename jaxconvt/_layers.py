@@ -37,13 +37,15 @@ class Layer(NamedTuple):
         With `channels_first`, lhs is `NCHW` and rhs `IOHW`: spatial axes are last.
         """
         n, *spatial, c = self.lhs
-        ci = c // self.more.get("feature_group_count", 1)
+        groups = self.more.get("feature_group_count", 1)
+        reversed_ = self.more.get("transpose_kernel", False)
+        channels = (self.out // groups, c) if reversed_ else (c // groups, self.out)
         kwargs = {"strides": self.strides, "padding": self.padding, **self.more}
         lhs: tuple[int, ...] = (n * batch, *spatial, c)
-        rhs: tuple[int, ...] = (*self.kernel, ci, self.out)
+        rhs: tuple[int, ...] = (*self.kernel, *channels)
         if channels_first:
             lhs = (n * batch, c, *spatial)
-            rhs = (ci, self.out, *self.kernel)
+            rhs = (*channels, *self.kernel)
             axes = "DHW"[-len(spatial) :]
             kwargs["dimension_numbers"] = (f"NC{axes}", f"IO{axes}", f"NC{axes}")
         return Example(jax.ShapeDtypeStruct(lhs, dtype), jax.ShapeDtypeStruct(rhs, dtype), kwargs)

@@ -18,8 +18,6 @@ from jaxconvt._lowerings import GENERAL, LOWERINGS, XLAS, Lowering
 
 IMPLEMENTATIONS = (*LOWERINGS, "auto")
 
-MARGIN = 1.15  # so many times as fast as XLA's own program must another be estimated
-
 SMALL = 32 * 2**20  # bytes of intermediates that are never too many
 
 
@@ -135,7 +133,7 @@ def pair_estimates(
         each = [of[pick] for of, pick in zip(times, picks, strict=True)]
         seconds = sum(each) - saved
         xlas = sum([t for t, pick in zip(each, picks, strict=True) if pick == XLAS])
-        weighed = xlas + MARGIN * (seconds - xlas)
+        weighed = xlas + cost.margin * (seconds - xlas)
         result[picks] = Pair(seconds, sum([work.temp for work in works]), saved, weighed)
     return result
 

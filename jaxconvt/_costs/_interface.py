@@ -14,6 +14,7 @@ class Cost(abc.ABC):
 
     basis: str  # what the figures rest on: a clock, a compiler, or a guess
     trusted: float  # estimates within this factor of each other count as equal
+    margin: float = 1.15  # so many times as fast as XLA's own program must another be estimated
     width: int = 1  # bytes of an element of intermediates, at least
 
     @abc.abstractmethod

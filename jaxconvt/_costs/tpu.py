@@ -1,197 +1,226 @@
-"""TPU: cycles, by formulas that were fitted to what XLA's compiler estimates for a v5e.
+"""TPU: cycles that XLA's compiler estimates for a v5e, by what its programs are made of.
 
-`benchmarks/compilers.py` gets its estimates, without a TPU. XLA's own program is often the best
-here, and it is what is left where nothing is sure: the formulas estimate it low, and all others
-high. They do not predict cycles. Another is picked only where
+Arrays are tiles of 8 rows by 128 lanes, in which channels are lanes, or an image's last axis is.
+To multiply tiles takes cycles, and to put arrays in another order often takes more. XLA does much
+of that around a convolution, in which images are the rows of a tile:
 
-- XLA multiplies many zeros of a dilated lhs, in tiles that channels or images do not fill;
-- it divides few images into parts, and interleaves these: in 1-D, and for whole tiles of rows;
-- it reverses a large kernel gradient, which "strided" makes in the order that it is stored in;
-- it makes a kernel gradient of groups of one channel, or from a huge cotangent of one image;
-- it dilates the last axis, too, and "subpixel" does not: in 2-D and 3-D, if the output fills many
-  tiles and the kernel few (see `_subpixel_is_better`).
+- the result is put back in the order that is asked for;
+- fewer images than rows are divided into parts, which are then images. What a part reads of its
+  neighbours is copied first;
+- where it does not divide them, each row is multiplied alone. Then it skips zeros between elements
+  of lhs, along the last axis.
+
+So it was seen in compiled programs. `benchmarks/cycles.py` gets the estimates, without a TPU, and
+`benchmarks/fit.py` fits the constants to them. No clock is in them. XLA's own program is often the
+best. So another is picked only where the formulas tell what XLA makes of it (`sure`), and find it
+`margin` times as fast: then no layer of that file takes more cycles than XLA's own.
 """
 
 import math
+from typing import NamedTuple
 
-from jaxconvt._call import Call, Convolution, Work
+from jaxconvt._call import Call, Work
 from jaxconvt._costs._interface import Cost
-from jaxconvt._geometry import runs
+from jaxconvt._geometry import Axis
+from jaxconvt._lowerings.strided import exchanged
+from jaxconvt._lowerings.subpixel import inner
 
 CYCLE = 1 / 1.5e9  # seconds, of a v5e
 LANES, ROWS = 128, 8  # of a tile
-TILE = 2048  # bytes of a tile of bfloat16
-NEAR = 48e6  # bytes of tiles that XLA reads often without a delay
-START = 6e3  # cycles of any program, at least
-OPERATION = 25e3  # cycles more for each part of a result that is made alone
-FEW = 2  # images that XLA divides into parts in 1-D ...
-SOME = 4  # ... and in 2-D and 3-D
-NARROW = 4  # channels of a cotangent whose tiles are mostly empty
-MANY = 1.4e3  # tiles of an output, from which "subpixel" may be better
-GROUPED = 64  # taps of a kernel with groups, from which it may be
-TAPS = 16  # of a kernel, up to which it may be in the lhs gradient
-BETTER = 0.8  # of XLA's cycles, where no layer took more than XLA's
-UNKNOWN = 4.0  # times XLA's cycles, where no layer was looked at, or some took more
+WIDTH = 2  # bytes of an element, in bfloat16; wider ones are taken to be as much slower
+TOGETHER = 4  # images whose rows are multiplied together, at least
+NARROW = 4  # channels of an image whose last axis is lanes
+NEAR = 48e6  # bytes of tiles: larger images are put in order for any kernel gradient
+UNSURE = 3.0  # times XLA's own cycles, of what these formulas can't tell
+
+
+class Rates(NamedTuple):
+    """Cycles of a v5e, and how often arrays are put in order."""
+
+    start: float  # cycles of any program
+    part: float  # cycles more of each operation, and of each slice of Y or U
+    multiplied: float  # cycles for a tile by a matrix of 128 rows
+    moved: float  # bytes of tiles that are put in order in a cycle ...
+    kernel: float  # ... and bytes of a kernel that is taken apart
+    divided: float  # times that images are, if they are divided
+    folded: float  # times that Y or U is (see `_lowerings.col2im`)
+    grouped: float  # cycles of a tap and pixel, in XLA's kernel gradient of single channels
+
+
+RATES = Rates(
+    start=11800.0,
+    part=1350.0,
+    multiplied=1.86,
+    moved=136.0,
+    kernel=30.0,
+    divided=1.5,
+    folded=0.449,
+    grouped=6.38,
+)
 
 
 class Tpu(Cost):
     trusted = 1.02
+    margin = 1.35  # with 1.1 one layer took 1.15 times XLA's cycles; with 1.2 none does
     basis = "cycles that XLA's compiler estimates for a v5e, not on a clock"
 
+    def __init__(self, rates: Rates = RATES) -> None:
+        self.rates = rates
+
     def seconds(self, call: Call, work: Work, in_loop: bool = False) -> float:
-        made = work.convolution
+        return self._cycles(call, work) * CYCLE * call.itemsize / WIDTH
+
+    def _cycles(self, call: Call, work: Work) -> float:
+        rates, made = self.rates, work.convolution
+        cycles = rates.start + rates.part * work.operations
+        kernel = work.rearranged * WIDTH / call.itemsize
+        if call.empty:
+            return cycles
+        if not sure(call, work):
+            return cycles + UNSURE * self._own(call)
         if work.phases > 1:
-            cycles = _subpixel(call, work, in_loop)
-        elif made and _is_xlas(call, work, made):
-            cycles = _own(call)
-            if made.form == "kernel gradient" and call.flipped:
-                cycles += call.rhs_bytes / 100  # to reverse it
-        elif in_loop or call.kernel_dilated or not call.axes:
-            cycles = UNKNOWN * _own(call)
-        elif made and made.form == "filter gradient":
-            cycles = _filter_gradient(call)
-        elif call.g > 1:
-            cycles = UNKNOWN * _own(call)
-        else:
-            cycles = _polyphase(call, made.calls) if made else _products(call, work)
-        return cycles * CYCLE * (2 if call.kind == "float32" else 1)
+            return cycles + self._own(inner(call)) + kernel / rates.kernel
+        if made and made.form == "filter gradient":
+            copied = _image(call, "out") / rates.moved
+            return cycles + self._gradient(call) + copied + kernel / rates.kernel
+        if made:
+            return cycles + self._own(call)
+        kernel /= rates.kernel if call.face == "rhs" else rates.moved
+        return cycles + self._products(call, work) + kernel + rates.part * work.slices
+
+    def _own(self, call: Call) -> float:
+        """XLA's own convolution."""
+        rates = self.rates
+        if call.face == "rhs":
+            # Of single channels it makes sums: so it was seen of one image in 2-D.
+            single = call.i == call.n == 1 < call.g and len(call.axes) > 1
+            pixels, taps = call.extent("size"), call.extent("taps")
+            sums = pixels * taps if single and taps <= pixels else 0
+            reverse = WIDTH * call.elements("rhs") / rates.moved if call.flipped else 0.0
+            return self._gradient(call) + rates.grouped * sums + reverse
+        read, made = ("lhs", "out") if call.face == "out" else ("out", "lhs")
+        back = _image(call, made) / rates.moved
+        if call.n >= ROWS:
+            return self._multiplied(call) + back
+        last = _last(call)
+        if call.face == "lhs" or _divides(call):
+            # What a part reads of others: nothing, zeros at its end, or elements, too.
+            overlap = last.taps > last.stride
+            times: int = min(last.taps - 1, 1) + overlap
+            apart = overlap and call.face == "lhs" and len(call.axes) > 1 < last.stride
+            copies = rates.divided * (times + apart) * _image(call, read) / rates.moved
+            return self._multiplied(call) + copies + (1 + rates.divided * times) * back
+        skipped = last.stride if len(call.axes) > 1 else 1
+        rows = max(TOGETHER / call.n, 1) / skipped
+        return rows * self._multiplied(call, alone=True) + _alone(call) / rates.moved
+
+    def _gradient(self, call: Call) -> float:
+        """A kernel gradient: what is multiplied, or the kernel put in order."""
+        moved = _tiled(call.extent("taps") * call.g, call.i, call.j) / self.rates.moved
+        cycles = max(self._multiplied(call), moved)
+        # The cotangent is put in order, of one image whose channels were not lanes.
+        order = call.n == 1 and len(call.axes) < 3
+        order = order and (_alone(call) > NEAR or call.g * call.j < NARROW)
+        return cycles + (_alone(call) / self.rates.moved if order else 0.0)
+
+    def _products(self, call: Call, work: Work) -> float:
+        """In 1-D: of patches of lhs, if it is gathered, and Y or U; Y is summed in float32."""
+        row, value = _last(call).size, call.face == "out"
+        rows = call.contributions / (call.j * row)
+        if work.patches:
+            rows *= work.made / (call.contributions * max(call.itemsize, 4 * value))
+        seen = _tiled(rows, row, call.j) * (2 if value else 1)
+        patches = _tiled(work.patches / (call.itemsize * call.i * row), row, call.i)
+        moved = self.rates.folded * seen + 2 * patches
+        zeros = _last(call).stride if value else 1
+        return self._multiplied(call) / zeros + moved / self.rates.moved
+
+    def _multiplied(self, call: Call, alone: bool = False) -> float:
+        """Tiles of the result, by those that are summed over, with zeros of a dilated lhs."""
+        taps, i, j = call.extent("taps"), call.g * call.i, call.g * call.j
+        pixels, points = call.n * call.extent("size"), call.n * call.extent("out")
+        if call.face == "rhs":
+            tiles = min(_whole(taps * i, j), _whole(taps * j, i))
+            summed = pixels / LANES
+        elif call.face == "lhs":
+            tiles, summed = _whole(pixels, i), taps * _summed(j, alone)
+        else:  # XLA may exchange kernel and lhs
+            tiles = _whole(points, j)
+            summed = min(taps, call.extent("size")) * _summed(i, alone)
+        return self.rates.multiplied * tiles * max(summed, 1)
 
 
-def _is_xlas(call: Call, work: Work, made: Convolution) -> bool:
-    """Whether XLA makes much the same of it as of its own."""
-    polyphase = call.face == "out" and work.interleaved
-    return not polyphase and made.form != "filter gradient"
+def sure(call: Call, work: Work) -> bool:
+    """Whether the formulas tell what XLA makes of a form. They do of its own convolutions.
 
+    Where they were far off, or nothing was looked at, XLA's own program stays:
 
-def _own(call: Call) -> float:
-    """Of XLA's own convolution, at least."""
-    tiles = _tiles(call)
-    if call.face == "out":
-        if _slow(call):
-            return START + 2 * _multiplied(call) + tiles * TILE / 100
-        apart = any(len(runs(axis)) == 1 for axis in call.axes)  # taps: XLA skips some zeros
-        return max(_multiplied(call) * (0.15 if apart else 0.5), tiles * TILE / 400)
-    if call.face == "lhs":
-        return START
-    if call.g > 1:
-        return START + call.out_bytes / 60
-    read = 0.0 if _cropped(call) else tiles * TILE
-    if read > NEAR and call.n == 1:
-        return read / 25
-    return START + call.rhs_bytes / 160 + read / (500 if _slow(call) else 700)
-
-
-def _filter_gradient(call: Call) -> float:
-    """Its result may have to be reversed, and the cotangent is laid out with channels as lanes."""
-    reverse = 0 if call.flipped else 2e3 + call.rhs_bytes / 60
-    if call.g == 1:
-        return _own(call) + reverse + call.out_bytes * _padding(call.j) / 125
-    if call.i == 1 and len(call.axes) > 1 and call.strided and not _cropped(call):
-        return START + call.out_bytes / 150 + call.rhs_bytes / 20 + reverse
-    return UNKNOWN * _own(call)
-
-
-def _polyphase(call: Call, calls: int) -> float:
-    whole = all(axis.size % ROWS == 0 for axis in call.axes) and not _cropped(call)
-    if calls == 1 and whole and call.n <= SOME and len(call.axes) > 1:
-        return BETTER * _own(call)
-    return START + _parts(call, calls, call.out_bytes)
-
-
-def _subpixel(call: Call, work: Work, in_loop: bool) -> float:
-    """The kernel is rearranged, which is slow; then it is the tiles of the output."""
-    if in_loop or call.kernel_dilated or not _subpixel_is_better(call, work):
-        return UNKNOWN * _own(call)
-    tiles = _tiles(call, work.phases) * (48 if call.face == "out" else 12)
-    cycles = BETTER * _own(call)
-    return cycles if call.face == "lhs" else min(cycles, START + work.rearranged / 30 + tiles)
-
-
-def _subpixel_is_better(call: Call, work: Work) -> bool:
-    """Whether it is, of all layers of the kind that were looked at."""
-    tiles, dims, last = _tiles(call), len(call.axes), call.axes[-1]
-    if last.out % last.stride and (dims == 3 or call.j > NARROW):  # the output is cropped
+    - how the parts of "polyphase" are put together was not understood, nor are sums written out;
+    - products are read and folded in too many ways in 2-D, in 3-D, and in the lhs gradient;
+    - more images than rows, or in 3-D than one, and few channels that are summed over, are laid out
+      in other ways;
+    - kernels larger than lhs are exchanged with it, and outputs that are cropped are copied again;
+    - no zeros are saved without strides, and no lanes if channels fill them;
+    - dilated kernels, kernels smaller than strides, and gradients of groups were in few layers.
+    """
+    if work.interleaved or work.sums:
         return False
-    if call.face == "lhs" and dims == 3 and call.g == 1:
-        whole = all(axis.size >= ROWS for axis in call.axes)
-        return (
-            whole and min(call.i, call.j) > NARROW and call.rhs_bytes <= 2**20 and tiles > MANY / 3
-        )
-    if dims == 1 or tiles < MANY:
-        return False
-    if call.g > 1:
-        return call.face == "out" and call.n == 1 and dims == 2 and call.extent("taps") >= GROUPED
-    if call.face == "rhs":
-        huge = call.n == 1 and tiles * TILE > NEAR and 4 * call.j <= LANES
-        return dims == 2 and (huge or (call.n <= SOME and call.j <= NARROW and tiles > 4 * MANY))
-    if 6 * work.rearranged > tiles * TILE or call.n > 2 * ROWS:  # many images may be lanes
-        return False
-    if call.i <= NARROW and call.extent("taps") > LANES:  # of one channel, taps may be
-        return False
-    several = call.n >= SOME and call.j < LANES and last.size % ROWS == 0
-    if call.face == "lhs":
-        return several and call.extent("taps") <= TAPS and last.size >= 4 * ROWS
-    apart = all(axis.taps == axis.stride for axis in call.axes)  # taps: each phase has one
-    return several or apart or call.j <= NARROW or _multiplied(call) > 64 * tiles
+    if not (work.products or work.phases > 1):
+        return True
+    if work.products:
+        known = call.face != "lhs" and len(call.axes) == 1
+    else:
+        known = all(axis.out % axis.stride == 0 for axis in call.axes) and call.j < LANES
+        known = known and (call.g == 1 or call.face == "out")
+        known = known and (call.j >= ROWS or call.face != "lhs")
+    most = ROWS if len(call.axes) < 3 else 1
+    known = known and call.n <= most and call.g * call.i >= ROWS and not exchanged(call)
+    usual = all(axis.taps >= axis.stride and axis.dilation == 1 for axis in call.axes)
+    return known and usual and call.strided
 
 
-def _products(call: Call, work: Work) -> float:
-    if call.face == "lhs":
-        sure = _slow(call) and call.j <= NARROW and call.axes[0].size >= LANES
-        return (BETTER if sure and not work.patches else UNKNOWN) * _own(call)
-    if work.patches:
-        kernel = call.rhs_bytes / 14 if call.face == "rhs" else 0
-        return _parts(call, work.products, work.made) + kernel
-    made = 4 * call.contributions  # bytes of Y or U (see `_lowerings.col2im`)
-    if _slow(call):
-        return 8e3 + made / 150 + call.rhs_bytes / 160 + (OPERATION if _cropped(call) else 0)
-    # Rows of the image may be lanes, too.
-    kernel = call.rhs_bytes / 40 if call.face == "rhs" else 0
-    last = call.axes[-1]
-    if all(len(runs(axis)) == 1 for axis in call.axes):  # nothing is added up
-        padding = min(_padding(call.j), _padding(last.out))
-        return START + call.out_bytes * padding / 22 + kernel
-    padding = min(_padding(call.j), _padding(last.size))
-    return START + OPERATION + made * padding / 36 + kernel + _dense(call)
+def _divides(call: Call) -> bool:
+    """Whether XLA divides images of which the value is made."""
+    last = _last(call)
+    short = last.taps < ROWS and last.taps <= 2 * last.stride
+    return not call.strided or (len(call.axes) == 2 and (last.stride == 1 or short))
 
 
-def _parts(call: Call, parts: int, made: int) -> float:
-    """Parts are made one by one, and interleaved."""
-    whole = all(axis.size % ROWS == 0 for axis in call.axes)
-    interleaved = made * _padding(call.j) / (66 if whole else 25)
-    return parts * OPERATION + interleaved + _dense(call)
+def _last(call: Call) -> Axis:
+    return call.axes[-1] if call.axes else Axis(1, 1, 1, 1, 0, 0)
 
 
-def _multiplied(call: Call) -> float:
-    """Each tile of the output by each of the kernel, with the zeros of a dilated lhs."""
-    taps = min(call.extent("taps"), call.extent("size"))  # XLA may exchange kernel and lhs
-    return 2 * _tiles(call) * max(taps * call.i / LANES, 1)
+def _summed(channels: int, alone: bool) -> float:
+    """Lanes that are summed over: few channels of several taps are summed at once."""
+    return channels / LANES if channels < LANES and not alone else math.ceil(channels / LANES)
 
 
-def _dense(call: Call) -> float:
-    """The same, without zeros."""
-    return _multiplied(call) / math.prod([axis.stride for axis in call.axes])
+# Bytes, and numbers, of tiles.
 
 
-def _tiles(call: Call, phases: int = 1) -> float:
-    """Of the output, with channels or images as lanes; some phases may be channels."""
-    out, channels = math.ceil(call.extent("out") / phases), call.g * call.j * phases
-    as_lanes = (call.n * out, channels), (out * channels, call.n)
-    return min([rows * math.ceil(lanes / LANES) / ROWS for rows, lanes in as_lanes])
+def _image(call: Call, image: str) -> float:
+    """All images of "lhs" or "out"."""
+    what, channels = ("out", call.j) if image == "out" else ("size", call.i)
+    row = getattr(_last(call), what)
+    return _tiled(call.n * call.extent(what) / row, row, call.g * channels)
 
 
-def _padding(size: int) -> float:
-    """How many times as large rows of lanes are that hold so many."""
-    return math.ceil(size / LANES) * LANES / size
+def _alone(call: Call) -> float:
+    """The outputs, with channels as lanes."""
+    return float(_padded(call.g * call.j) * call.n * call.extent("out") * WIDTH)
 
 
-def _slow(call: Call) -> bool:
-    return len(call.axes) == 1 and call.n <= FEW
+def _tiled(rows: float, one: int, other: int) -> float:
+    """An array in which one of two axes is lanes: that which fills them better."""
+    return rows * min(other * _padded(one), one * _padded(other)) * WIDTH
 
 
-def _cropped(call: Call) -> bool:
-    """Whether some outputs meet no tap."""
-    return any(axis.taps < axis.stride for axis in call.axes)
+def _padded(lanes: int) -> int:
+    return math.ceil(lanes / LANES) * LANES
+
+
+def _whole(rows: int, lanes: int) -> int:
+    return math.ceil(rows / ROWS) * math.ceil(lanes / LANES)
 
 
 TPU = Tpu()

@@ -42,31 +42,31 @@ class Subpixel(Lowering):
         return [Choice(self.name)] if made else []
 
     def work(self, call: Call, choice: Choice) -> Work:
-        inner = _inner(call)
-        work = DILATED.work(inner, choice)
+        made = inner(call)
+        work = DILATED.work(made, choice)
         return work._replace(
             phases=call.axes[-1].stride,
-            rearranged=work.rearranged + call.rhs_bytes + inner.rhs_bytes,
+            rearranged=work.rearranged + call.rhs_bytes + made.rhs_bytes,
             operations=2,
-            temp=work.temp + 2 * inner.rhs_bytes + inner.out_bytes,
+            temp=work.temp + 2 * made.rhs_bytes + made.out_bytes,
         )
 
     def value(
         self, lhs: jax.Array, rhs: jax.Array, call: Call, choice: Choice, how: Numerics
     ) -> jax.Array:
-        out = DILATED.value(lhs, _kernel(rhs, call), _inner(call), choice, how)
+        out = DILATED.value(lhs, _kernel(rhs, call), inner(call), choice, how)
         shape = (out.shape[0], *[a.out for a in call.axes], *rhs.shape[-3::2])
         return back(partial(_seen, call=call), shape, out)
 
     def grad_lhs(
         self, ct: jax.Array, rhs: jax.Array, call: Call, choice: Choice, how: Numerics
     ) -> jax.Array:
-        return DILATED.grad_lhs(_seen(ct, call), _kernel(rhs, call), _inner(call), choice, how)
+        return DILATED.grad_lhs(_seen(ct, call), _kernel(rhs, call), inner(call), choice, how)
 
     def grad_rhs(
         self, lhs: jax.Array, ct: jax.Array, call: Call, choice: Choice, how: Numerics
     ) -> jax.Array:
-        kernel = DILATED.grad_rhs(lhs, _seen(ct, call), _inner(call), choice, how)
+        kernel = DILATED.grad_rhs(lhs, _seen(ct, call), inner(call), choice, how)
         shape = (*[a.taps for a in call.axes], *lhs.shape[-2:], ct.shape[-1])
         return back(partial(_kernel, call=call), shape, kernel)
 
@@ -80,7 +80,7 @@ def _rows(axis: Axis) -> int:
     return -(-axis.out // axis.stride)
 
 
-def _inner(call: Call) -> Call:
+def inner(call: Call) -> Call:
     """The convolution of whose output channels some are phases."""
     *others, last = call.axes
     low, high = _shifts(last)

@@ -6,7 +6,7 @@ CI has, and others:
     FACES=200 SEED=1 python -m pytest tests/compilers/test_tpu.py -k random
 """
 
-import math
+import json
 import os
 from unittest import mock
 
@@ -14,11 +14,12 @@ import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from benchmarks import compilers, division
-from jaxconvt import _geometry, _layout, _plan
+from benchmarks import compilers, cycles, division, fit
+from jaxconvt import _layout, _plan
+from jaxconvt._call import Choice
 from jaxconvt._costs import cost_of
 from jaxconvt._explain import call_arguments
-from jaxconvt._layers import BY_NAME, LAYERS, Example
+from jaxconvt._layers import BY_NAME, LAYERS, Example, Layer
 from jaxconvt._lowerings import XLAS
 from jaxconvt._tuning import TITLES
 from tests import util
@@ -26,8 +27,7 @@ from tests import util
 FACES, SEED = int(os.environ.get("FACES", "8")), int(os.environ.get("SEED", "24"))
 
 LEAST = 0.93  # of jax.lax's cycles over auto's
-FEW, MANY = (1, 2, 3, 4, 8), (16, 21, 32, 50, 56, 64, 96, 100, 128, 200, 256, 384, 512)
-LARGEST = 2**24, 3e11  # elements of an array, and flops with the zeros: others compile slowly
+LARGEST = 2**24, 3e11, 1024  # see `cycles.LARGEST`
 
 
 def layer(lhs, rhs, strides, padding="SAME", **more):
@@ -36,58 +36,10 @@ def layer(lhs, rhs, strides, padding="SAME", **more):
     return Example(*structs, {"strides": strides, "padding": padding, **more})
 
 
-def channels_first(call):
-    """The same call with its spatial axes last."""
-    n = call.lhs.ndim - 2
-    lhs, rhs = call.lhs.shape, call.rhs.shape
-    axes = "DHW"[-n:]
-    return layer(
-        (lhs[0], lhs[-1], *lhs[1:-1]),
-        (*rhs[n:], *rhs[:n]),
-        **{**call.kwargs, "dimension_numbers": (f"NC{axes}", f"IO{axes}", f"NC{axes}")},
-    )
-
-
 def draw(rng):
-    """A random layer, or None if it is too large."""
-
-    def uneven(most):  # as many small ones as large ones
-        return round(math.exp(rng.uniform(0, math.log(most))))
-
-    n = rng.choice([1, 2, 2, 2, 3])
-    repeat = rng.random() < 0.6
-    sizes, taps, strides = (
-        tuple([int(draw_one()) for _ in range(n)]) if not repeat else (int(draw_one()),) * n
-        for draw_one in (
-            lambda: uneven(64),
-            lambda: uneven(32),
-            lambda: rng.choice([1, 2, 2, 2, 3, 4, 8]),
-        )
-    )
-    i, j = (int(rng.choice(FEW + MANY)) for _ in range(2))
-    batch = int(rng.choice([1, 1, 1, 2, 4, 8, 16, 64, 200]))
-    groups = int(rng.choice([2, 4, i])) if rng.random() < 0.15 else 1
-    i, j = (-(-channels // groups) * groups for channels in (i, j))
-    padding, reversed_ = str(rng.choice(["SAME", "VALID"])), bool(rng.random() < 0.5)
-    more = {"transpose_kernel": reversed_, "feature_group_count": groups}
-    if rng.random() < 0.2:
-        shapes = [
-            _geometry.forward_sizes(padding, *one) for one in zip(sizes, taps, strides, strict=True)
-        ]
-        more["output_shape"] = tuple([int(rng.choice(list(one) or [0])) for one in shapes])
-    kernel = (j // groups, i) if reversed_ else (i // groups, j)
-    call = layer((batch, *sizes, i), (*taps, *kernel), strides, padding, **more)
-    out = [
-        size * s if padding == "SAME" else (size - 1) * s + max(k, s)
-        for size, k, s in zip(sizes, taps, strides, strict=True)
-    ]
-    elements = max(call.lhs.size, call.rhs.size, batch * j * math.prod(out))
-    flops = 2 * batch * math.prod(out) * math.prod(taps) * i * j / groups
-    slow = n == 3 and math.prod(taps) > 512
-    small = elements <= LARGEST[0] and flops <= LARGEST[1] and not slow
-    if not small or 0 in more.get("output_shape", ()):
-        return None
-    return channels_first(call) if rng.random() < 0.3 else call
+    """A random layer, or None if it is too large; some with the spatial axes last."""
+    drawn = cycles.draw(rng, "random", LARGEST)
+    return drawn and drawn.call("bfloat16", channels_first=rng.random() < 0.3)
 
 
 # Where formulas were far off: products of one pixel, and kernels of many taps.
@@ -160,9 +112,9 @@ class TpuTest(parameterized.TestCase):
 
     @parameterized.parameters(*CHANNELS)
     def test_dilated_is_the_program_of_jax_lax(self, i, j, reversed_, first):
-        kernel = (j, i) if reversed_ else (i, j)
-        call = layer((4, 8, 20, i), (3, 8, *kernel), (1, 4), transpose_kernel=reversed_)
-        call = channels_first(call) if first else call
+        more = {"transpose_kernel": reversed_}
+        drawn = Layer("few", (4, 8, 20, i), j, (3, 8), (1, 4), "SAME", "", more)
+        call = drawn.call("bfloat16", channels_first=first)
         for mode in compilers.MODES[:3]:
             with self.subTest(mode):
                 theirs = count(call, mode, "jax.lax")
@@ -175,6 +127,29 @@ class TpuTest(parameterized.TestCase):
             count(BY_NAME["istft"].call("bfloat16"), "value", name) for name in ("jax.lax", "auto")
         )
         self.assertGreater(theirs.cost, 100 * ours.cost)
+
+    @parameterized.parameters("value", "lhs gradient")
+    def test_axis_of_one_tap_is_in_the_batch(self, mode):
+        call = Layer("frames", (2, 8, 64, 64), 32, (1, 4), (1, 2), "SAME", "").call("bfloat16")
+        theirs, ours = (count(call, mode, name) for name in ("jax.lax", "auto"))
+        self.assertGreater(theirs.cost, 2 * ours.cost)
+
+    def test_loops_are_counted_as_often_as_they_run(self):
+        shape = {"lhs": (4, 16, 16, 128), "kernel": (3, 3), "strides": (2, 2)}
+        data = {**shape, "out": 128, "padding": "SAME"}
+        (target,) = compilers.devices("v5e")
+        whole, chunked = (
+            cycles.program(cycles.Task("x", data, "out", Choice("col2im", 0, chunks)), target)
+            for chunks in (1, 4)
+        )
+        self.assertEqual(chunked.flops, whole.flops)
+        self.assertGreater(chunked.cost, whole.cost / 2)
+
+    def test_layers_left_out_of_the_fit_are_what_the_seed_draws(self):
+        layers = json.loads((fit.RESULTS / "cycles-v5e.json").read_text())["layers"]
+        left_out = {name: layer for name, layer in layers.items() if layer.get("left_out")}
+        drawn = json.loads(json.dumps(cycles.drawn(len(left_out))))
+        self.assertEqual(left_out, drawn)
 
     @parameterized.parameters("images", "rows")
     def test_divided_among_devices(self, name):
