@@ -1,17 +1,19 @@
-"""Draws the README's picture from the results of benchmarks/layers.py.
+"""Draws the README's picture from timings of the report's layers.
 
-    python benchmarks/plot.py                                    # every file of results
-    python benchmarks/plot.py benchmarks/results/<machine>.json
+    python -m benchmarks.plot benchmarks/results/clocked-<machine>.json   # of clock.py
+    python -m benchmarks.plot benchmarks/results/<machine>.json           # of layers.py
 
-Writes <machine>.svg beside each <machine>.json: for every layer, how many times faster than
-jax.lax `implementation="auto"` is (bars) and torch is (diamonds), forward and for a training
-step, which is the value with both gradients. The background is transparent, and its inks
-can be read on white as well as on black.
+Writes an .svg beside the file: for every layer, how many times faster than jax.lax
+`implementation="auto"` is (bars) and torch is (diamonds), forward and for a training step, which
+is the value with both gradients. Of what clock.py has timed it takes what "auto" picks now, and a
+step is the sum of its three faces. The background is transparent, and its inks can be read on
+white as well as on black.
 """
 
 import argparse
 import json
 import re
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,11 @@ import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
-from layers import REFERENCE, RESULTS, TORCH, VARIANTS, mean, mean_text, ratios
 from matplotlib.axes import Axes
+
+from benchmarks import fit
+from benchmarks.layers import REFERENCE, TORCH, VARIANTS, mean, mean_text, ratios
+from jaxconvt._layers import BY_NAME
 
 INK, BARS, DIAMONDS = "#808080", "#3b8ee0", "#e8801a"
 AUTO = 'jaxconvt with implementation="auto"'
@@ -56,6 +61,24 @@ def panel(axes: Axes, rows: list[dict[str, Any]], mode: str) -> None:
     axes.tick_params(colors=INK, labelsize=8, length=0)
     axes.minorticks_off()
     axes.spines[:].set_visible(False)
+
+
+def clocked(path: Path, variant: str) -> dict[str, Any]:
+    """A table like those of layers.py."""
+    machine, timings = fit.read(path)
+    of = fit.platform(machine)
+    timings = [t for t in timings if t.dtype == variant and t.layer in BY_NAME]
+    faces: dict[str, dict[str, tuple[float, float]]] = defaultdict(dict)
+    for pick, xlas in fit.picks(of.cost(of.rates), timings):
+        if xlas:
+            faces[pick.layer][pick.call.face] = xlas.seconds, pick.seconds
+    rows = []
+    for name in filter(faces.__contains__, BY_NAME):
+        steps = map(sum, zip(*faces[name].values(), strict=True))
+        modes = {"forward": faces[name]["out"], "step": steps}
+        seconds = {m: dict(zip((REFERENCE, "auto"), of, strict=True)) for m, of in modes.items()}
+        rows.append({"layer": name, "seconds": seconds})
+    return {"machine": {**machine, "cpu": machine.get("processor", "CPU")}, "rows": rows}
 
 
 def draw(table: dict[str, Any], variant: str, path: Path) -> None:
@@ -94,13 +117,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="all of the results")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--variant", choices=VARIANTS, default="float32", help="table to draw")
     arguments = parser.parse_args()
-    for path in arguments.files or sorted(RESULTS.glob("*.json")):
+    for path in arguments.files:
         tables = json.loads(path.read_text())
-        if arguments.variant in tables:
-            draw(tables[arguments.variant], arguments.variant, path.with_suffix(".svg"))
+        if "rows" in tables:
+            tables = {arguments.variant: clocked(path, arguments.variant)}
+        draw(tables[arguments.variant], arguments.variant, path.with_suffix(".svg"))
 
 
 if __name__ == "__main__":
