@@ -6,8 +6,8 @@
 
 A file of timings, one for each machine and source, is a JSON object with
 
-    machine   at least its `platform` ("cpu", "cuda", "rocm" or "tpu") and its `device`, as JAX
-              names it
+    machine   its `platform` ("cpu", "cuda", "rocm" or "tpu"), its `device`, as JAX names it, and
+              of a CPU its `jaxlib`
     layers    by name: the shape of `lhs`, the channels of `out`, the extents of the `kernel`,
               `strides`, `padding`, in `more` any other arguments, and whether it is `left_out`
     rows      each with its `layer`, `face` ("out" is the value, "lhs" and "rhs" the gradients),
@@ -23,6 +23,9 @@ how many estimates are within 1.5 times the clock, and the geometric mean of the
 regret: the time of what "auto" picks over that of the fastest form that was timed, on the layers
 that it was fitted to, and on those that are left out. Last, how many times as fast the picks are
 as jax.lax's program and PyTorch's, where both were timed.
+
+What it prints is to be pasted over the constants in `jaxconvt/_costs/`: `RATES` of a GPU or TPU,
+and of a CPU `RATES` before jaxlib 0.11, `RATES_0_11` from it on. One set serves all CPUs.
 """
 
 import argparse
@@ -157,7 +160,7 @@ def fitted(of: Platform, timings: Sequence[Timing]) -> Any:
 
 def error(cost: Cost, timings: Sequence[Timing]) -> float:
     off = [t.weight * abs(math.log(t.estimate(cost) / t.seconds)) for t in timings]
-    return sum(off) / sum([t.weight for t in timings])
+    return sum(off) / max(sum([t.weight for t in timings]), 1e-9)
 
 
 def asdict(rates: Any) -> dict[str, Any]:
@@ -209,6 +212,8 @@ def mean(values: Sequence[float]) -> float:
 
 def told(regret: Sequence[Regret]) -> str:
     known = [r for r in regret if r.ratio]
+    if not known:
+        return "of no face were several forms timed"
     worst = max(known, key=lambda r: r.ratio or 0)
     text = f"geometric mean {mean([r.ratio or 0 for r in known]):.3f}, worst {worst.ratio:.2f}"
     text += f" ({worst.layer} {worst.face} {worst.dtype}, {worst.pick}), of {len(known)}"
@@ -308,7 +313,7 @@ def main() -> None:
             others = [t for t in everything if t.left_out]
             print("left out of the fit,", told(regrets(of.cost(of.rates), others)))
         compared(of.cost(of.rates), everything, path)
-        if arguments.leave_out:
+        if arguments.leave_out and not arguments.check:
             print("a layer left out,", told(left_out(of, timings)))
 
 

@@ -116,19 +116,19 @@ class Call(NamedTuple):
         possible = known or self.platform not in ("cuda", "rocm")
         return type(self.g) is int and not divided and possible and len(self.axes) > 0
 
-    @property
-    def folded(self) -> "Call":
+    def folded(self, least: int = 0) -> "Call":
         """This call with its first axes as images of the batch, as far as each has one tap.
 
-        On such an axis, without stride and padding, every element meets those at its own place.
-        Rows that a compiler may divide among devices stay rows. A GPU's library takes images of
-        3-D with channels first as they are, but those of 2-D with channels last: they stay, too.
+        At least so many axes are left. On such an axis, without stride and padding, every element
+        meets those at its own place. Rows that a compiler may divide among devices stay rows. A
+        GPU's library takes images of 3-D with channels first as they are, but those of 2-D with
+        channels last: they stay, too.
         """
         gpu = self.platform in ("cuda", "rocm")
         if not self.single_device or (gpu and (self.turned("lhs") or self.turned("out"))):
             return self
         in_place = [axis[1:] == (1, 1, axis.dilation, 0, 0) for axis in self.axes]
-        count = (*in_place, False).index(False)
+        count = min((*in_place, False).index(False), max(len(self.axes) - least, 0))
         images = math.prod([axis.size for axis in self.axes[:count]])
         return self.without_axes(count)._replace(n=self.n * images)
 

@@ -28,6 +28,8 @@ class Explanation:
     To pass a lowering's name as `implementation` pins the lowering, not its form. Only a program
     of one device has chunks. In a program divided among devices, the whole batch is taken at
     once, and devices sum the lhs gradient at most once. A symbolic batch counts as one image.
+    First axes of one tap, without stride and padding, are images of the batch: they are not
+    counted in `gathered`, and chunks are of all images.
 
     Example:
 

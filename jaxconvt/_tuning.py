@@ -17,7 +17,7 @@ from jaxconvt._geometry import Axes, Axis, Size
 from jaxconvt._lowerings import LOWERINGS
 from jaxconvt._words import of_a_file, shorten, show
 
-VERSION = 2  # of the text that `Tuning.dumps` makes
+VERSION = 3  # of the text that `Tuning.dumps` makes
 
 # What is measured: a face, or both gradients together.
 TITLES = {

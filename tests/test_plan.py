@@ -19,6 +19,7 @@ from jaxconvt._call import Choice
 from jaxconvt._chunks import CHUNK
 from jaxconvt._costs import PLATFORMS, cost_of, cpu
 from jaxconvt._layers import BY_NAME, LAYERS
+from jaxconvt._lowerings import LOWERINGS
 from tests import oracle, util
 from tests.cases import case
 
@@ -171,6 +172,37 @@ class Decisions(parameterized.TestCase):
         with cpu_as_of(version):
             _, choice = decided(name, "lhs", "cpu")
         self.assertEqual(choice.name, "dilated" if version == "jaxlib 0.11" else "col2im")
+
+    @parameterized.product(
+        call=(
+            ("out", (16, 8, 128), (9, 128, 100), (2,), "VALID"),
+            ("out", (4, 16, 256), (25, 256, 64), (4,), "SAME"),
+            ("lhs", (8, 7, 7, 64), (8, 8, 64, 64), (1, 1), "SAME"),
+        ),
+        version=tuple(TABLES),
+    )
+    def test_cpu_kernels_larger_than_images_are_products(self, call, version):
+        # XLA exchanges the operands, and has no fast convolution then.
+        face, *shapes, strides, padding = call
+        structs = [jax.ShapeDtypeStruct(shape, "float32") for shape in shapes]
+        with cpu_as_of(version):
+            choices = explain(*structs, strides, padding, platform="cpu").choices
+        self.assertEqual(choices[TITLES[_call.FACES.index(face)]].name, "col2im")
+
+    @parameterized.parameters(
+        ("cpu", "col2im", 1, 6), ("cpu", "strided", 2, 2), ("cpu", "dilated", 2, 2),
+        ("cuda", "strided", 1, 6), ("tpu", "subpixel", 1, 6),
+    )  # fmt: skip
+    def test_axis_of_one_tap_is_in_the_batch(self, platform, name, axes, n):
+        of = (_geometry.Axis(3, 1, 1, 2, 0, 0), _geometry.Axis(5, 4, 2, 1, 2, 2))
+        how = {"n": 2, "g": 1, "i": 8, "j": 4}
+        made = _plan.made_by(
+            LOWERINGS[name], described("out", of, **how)._replace(platform=platform)
+        )
+        self.assertEqual((len(made.axes), made.n, made.axes[-1]), (axes, n, of[1]))
+        self.assertLen(made.dimension_numbers.lhs_spec, axes + 2)
+        divided = described("out", of, **how)._replace(platform=platform, single_device=False)
+        self.assertEqual(_plan.made_by(LOWERINGS[name], divided), divided)
 
     def test_gpu_value_of_a_flipped_kernel_is_cudnns(self):
         # As it is, whichever of the two makes it.

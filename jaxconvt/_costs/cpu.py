@@ -17,7 +17,8 @@ from jaxconvt._compat import AT_LEAST_0_11
 from jaxconvt._costs._interface import Cost
 
 LINE = 64  # bytes: shorter rows of channels are taken apart no faster than these
-VECTOR = 16  # channels on both sides, under which a convolution is no product of matrices
+VECTOR = 16  # channels on both sides, under which a kernel gradient is no product of matrices
+FEW = 2.0  # times as much in a convolution that makes fewer channels than these
 REUSED = 40 * 2**20  # bytes of intermediates beyond which each call pays for fresh pages
 
 
@@ -55,7 +56,7 @@ class Cpu(Cost):
         single = call.i == 1 < call.g
         time = rates.call * (1 + work.operations) + call.bytes * rates.moved
         if work.convolution:
-            time += self._convolution(call, work.convolution)
+            time += self._convolution(call, work, work.convolution)
         summed = {"out": rates.summed, "lhs": rates.gathered, "rhs": rates.reduced}[call.face]
         if single:
             time += work.product_flops * summed
@@ -65,7 +66,12 @@ class Cpu(Cost):
         # Over an image, of rows that may be no whole vectors.
         whole = math.ceil(row / LINE) * LINE / row if call.face == "rhs" else 1.0
         time += work.sum_flops * summed * whole
-        made = work.made + work.cropped + (call.out_bytes if work.interleaved else 0)
+        made = float(work.made + work.cropped)
+        if work.interleaved and work.convolution:
+            row = call.j * call.itemsize * call.axes[-1].stride
+            # Of the value, each part is padded to the whole and added to it.
+            times = work.convolution.calls if call.face == "out" else 1
+            made += times * call.out_bytes * max(LINE / row, 1.0)
         row = call.j * call.itemsize * (call.g if single and work.products else 1)
         narrow = 1.0 if call.face == "out" else max(LINE / max(row, 1), 1.0)
         # Patches of lhs are also transposed for the kernel gradient.
@@ -98,15 +104,18 @@ class Cpu(Cost):
         wider = {"bfloat16": self.rates.bfloat16, "float64": DOUBLE}.get(call.kind, 1.0)
         return self.rates.product * wider
 
-    def _convolution(self, call: Call, made: Convolution) -> float:
+    def _convolution(self, call: Call, work: Work, made: Convolution) -> float:
         rates = self.rates
         if made.form in ("kernel gradient", "filter gradient"):
             return self._kernel_gradient(call, made)
         if call.face == "out" and made.form != "forward":
             return self._dilated(call, made)
         # No operand has zeros between its elements.
-        if call.kind == "integer" or (call.kind == "float64" and len(call.axes) != 2):
+        unknown = call.kind == "integer" or (call.kind == "float64" and len(call.axes) != 2)
+        if unknown or _larger(call, work.interleaved):
             return made.flops * rates.loop
+        if call.face == "out" and made.channels[1] < VECTOR:
+            made = made._replace(flops=FEW * made.flops)
         if len(call.axes) == 2:
             time = made.flops * rates.convolution + call.rhs_bytes * rates.kernel
             time += made.windows * rates.windows
@@ -130,18 +139,28 @@ class Cpu(Cost):
     def _dilated(self, call: Call, made: Convolution) -> float:
         """The value as XLA makes it, of a dilated lhs."""
         rates = self.rates
-        if (
-            call.g > 1 or len(call.axes) > 2
-        ):  # the zeros are multiplied, for one output after another
+        if call.one_pixel and call.g == 1:
+            return made.flops * rates.loop
+        if call.g > 1 or len(call.axes) > 2:  # zeros, too, for one output channel after another
             return call.stuffed_flops / call.j * rates.apart
-        longer = call.kernel_dilated or any(axis.taps > axis.size for axis in call.axes)
-        no_product = longer if len(call.axes) > 1 else call.j == 1
-        if call.kind in LOOPS or no_product:
+        dilated = call.kernel_dilated and len(call.axes) > 1
+        if call.kind in LOOPS or dilated or _larger(call) or (call.j == len(call.axes) == 1):
             return made.flops * rates.loop
         folded = call.contributions * call.itemsize  # a product and a fold, one image at a time
         narrow = max(LINE / (call.j * call.itemsize), 1.0)
         time = made.flops * rates.product + 2 * folded * narrow * rates.moved
         return time + self._fresh(folded)
+
+
+def _larger(call: Call, phases: bool = False) -> bool:
+    """Whether the kernel, or that of some phases, is larger than the images it passes over.
+
+    XLA then exchanges the two, and has no fast convolution of a window so large.
+    """
+    extent = "size" if call.face == "out" else "out"
+    pixels: int = math.prod([getattr(axis, extent) for axis in call.axes])
+    taps: int = math.prod([-(-a.taps // (a.stride if phases else 1)) for a in call.axes])
+    return taps > pixels > 1
 
 
 LOOPS = ("integer", "float64")  # kinds for which XLA has few convolutions, or none
@@ -160,8 +179,8 @@ RATES = Rates(
     gathered=1.65e-10,
     reduced=3.09e-10,
     moved=4.11e-11,
-    windows=1.1e-11,
-    volumes=3.3e-10,
+    windows=1e-11,
+    volumes=3.09e-10,
     kernel=0.0,
     fresh=2.88e-10,
 )
@@ -176,9 +195,9 @@ RATES_0_11 = Rates(
     gathered=1.12e-10,
     reduced=1.41e-10,
     moved=2.65e-11,
-    windows=5.84e-12,
-    volumes=3.55e-10,
-    kernel=1.86e-10,
+    windows=4.94e-12,
+    volumes=3.45e-10,
+    kernel=2.05e-10,
     fresh=6.5e-11,
 )
 
