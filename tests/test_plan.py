@@ -254,10 +254,12 @@ class Decisions(parameterized.TestCase):
             picked = seconds.get(half.choices[title], 0)  # or chunks that float32 needs not
             self.assertLessEqual(picked, 1.3 * seconds[single.choices[title]])
 
-    def test_cpu_bfloat16_is_products_of_matrices(self):
-        # Which CPUs have units for, and XLA uses them for no convolution.
+    @parameterized.product(version=tuple(TABLES))
+    def test_cpu_bfloat16_is_products_of_matrices(self, version):
+        # Some CPUs have units for these, and XLA uses them for no convolution.
         call = BY_NAME["hifigan_2"].call("bfloat16")
-        choices = explain(call.lhs, call.rhs, platform="cpu", **call.kwargs).choices
+        with cpu_as_of(version):
+            choices = explain(call.lhs, call.rhs, platform="cpu", **call.kwargs).choices
         self.assertEqual([choice.name for choice in choices.values()], ["col2im"] * 3)
 
     @parameterized.product(
