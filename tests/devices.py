@@ -166,8 +166,9 @@ class ShardedTest(parameterized.TestCase):
         self.assertContainsSubset(collectives(program), allowed)
         if silent:
             self.assertEmpty(collectives(compiled(f, (lhs, rhs))))
-        # What is gathered, JAX 0.5 multiplies on more than one device.
-        most = 2.5 if GATHER in allowed else 1.3
+        # What is gathered, JAX 0.5 multiplies on more than one device. A part may take another form
+        # than the whole, with more rows that are halos: but no two devices do the same work.
+        most = 2.5 if GATHER in allowed else 1.7
         self.assertBetween(flops(program) / all_flops * ways(lhs, rhs), 0.9, most)
 
     @parameterized.product(
