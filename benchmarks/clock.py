@@ -95,6 +95,28 @@ def face_of(f: Callable[..., Any], face: str) -> Callable[..., Any]:
     return lambda lhs, rhs, ct: jax.linear_transpose(lambda rhs: f(lhs, rhs), rhs)(ct)
 
 
+def form_of(
+    key: tuple[str, str], layer: dict[str, Any], choice: Choice
+) -> tuple[Callable[..., Any], Any, Any]:
+    """A layer of this name and dtype in one form, and what lhs and rhs are."""
+    example = fit.example_of(key, layer)
+    lhs, rhs, spec, _ = call_arguments(example.lhs, example.rhs, **example.kwargs)
+    return lambda lhs, rhs: _layout.conv(lhs, rhs, spec, choice, None, None), lhs, rhs
+
+
+def row(layer: str, face: str, dtype: str, choice: Choice, seconds: float) -> dict[str, Any]:
+    """A timing as files have it."""
+    return {
+        "layer": layer,
+        "face": face,
+        "dtype": dtype,
+        "lowering": choice.name,
+        "gathered": choice.gathered,
+        "chunks": choice.chunks,
+        "seconds": float(f"{seconds:.4g}"),
+    }
+
+
 class Builder:
     """Compiles tasks, with operands that are made once for each layer."""
 
@@ -105,14 +127,9 @@ class Builder:
     def __call__(self, task: Task) -> Timed | None:
         if time.perf_counter() > self.deadline:
             return None
-        example = fit.example_of((task.layer, task.dtype), self.layers[task.layer])
-        lhs, rhs, spec, _ = call_arguments(example.lhs, example.rhs, **example.kwargs)
-
-        def form(lhs: Any, rhs: Any) -> Any:
-            return _layout.conv(lhs, rhs, spec, task.choice, None, None)
-
+        key = task.layer, task.dtype
+        form, lhs, rhs = form_of(key, self.layers[task.layer], task.choice)
         with self.lock:
-            key = task.layer, task.dtype
             if key not in self.operands:
                 out = jax.eval_shape(form, lhs, rhs).shape
                 self.operands[key] = list(filled([lhs.shape, rhs.shape, out], task.dtype))
@@ -226,15 +243,7 @@ def main() -> None:
         "calls": CALLS if by_trace else f"{ROUNDS} times those of {SECONDS} s",
     }
     rows = [
-        {
-            "layer": task.layer,
-            "face": task.face,
-            "dtype": task.dtype,
-            "lowering": task.choice.name,
-            "gathered": task.choice.gathered,
-            "chunks": task.choice.chunks,
-            "seconds": float(f"{each:.4g}"),
-        }
+        row(task.layer, task.face, task.dtype, task.choice, each)
         for task, each in sorted(seconds.items())
     ]
     names = dict.fromkeys(row["layer"] for row in rows)

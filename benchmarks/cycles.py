@@ -27,10 +27,9 @@ import jax
 import numpy as np
 
 from benchmarks import clock, compilers, fit
-from jaxconvt import _geometry, _layout, _plan
+from jaxconvt import _geometry, _plan
 from jaxconvt._call import Choice
 from jaxconvt._costs.tpu import CYCLE
-from jaxconvt._explain import call_arguments
 from jaxconvt._layers import Layer
 from jaxconvt._measure import machine
 
@@ -121,12 +120,7 @@ def tasks(layers: dict[str, Any], where: dict[str, Any]) -> Iterator[Task]:
 
 
 def program(task: Task, target: Any) -> compilers.Program:
-    example = fit.example_of((task.name, DTYPE), task.layer)
-    lhs, rhs, spec, _ = call_arguments(example.lhs, example.rhs, **example.kwargs)
-
-    def form(lhs: Any, rhs: Any) -> Any:
-        return _layout.conv(lhs, rhs, spec, task.choice, None, None)
-
+    form, lhs, rhs = clock.form_of((task.name, DTYPE), task.layer, task.choice)
     operands = lhs, rhs, jax.eval_shape(form, lhs, rhs)
     text = compilers.compiled(clock.face_of(form, task.face), operands, target)
     return compilers.count(text, "v5e")
@@ -172,18 +166,7 @@ class Compiler(threading.local):
 
 
 def rows(results: Sequence[tuple[Task, float]]) -> list[dict[str, Any]]:
-    return [
-        {
-            "layer": task.name,
-            "face": task.face,
-            "dtype": DTYPE,
-            "lowering": task.choice.name,
-            "gathered": task.choice.gathered,
-            "chunks": task.choice.chunks,
-            "seconds": float(f"{found * CYCLE:.4g}"),
-        }
-        for task, found in results
-    ]
+    return [clock.row(t.name, t.face, DTYPE, t.choice, found * CYCLE) for t, found in results]
 
 
 def main() -> None:

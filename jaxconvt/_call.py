@@ -129,6 +129,8 @@ class Call(NamedTuple):
             return self
         in_place = [axis[1:] == (1, 1, axis.dilation, 0, 0) for axis in self.axes]
         count = min((*in_place, False).index(False), max(len(self.axes) - least, 0))
+        if not count:
+            return self
         images = math.prod([axis.size for axis in self.axes[:count]])
         return self.without_axes(count)._replace(n=self.n * images)
 

@@ -37,8 +37,6 @@ HAS_OUT_SHARDING = "out_sharding" in inspect.signature(conv_general_dilated).par
 HAS_AUTO_AXES = hasattr(jax.sharding, "auto_axes")
 # In a rule of JAX 0.7 a letter has one size. But lhs has other rows than the output.
 HAS_PARTITIONING = jax.__version_info__ >= (0, 8)
-# XLA's convolutions on CPU are others from jaxlib 0.11 on.
-AT_LEAST_0_11 = jax.__version_info__ >= (0, 11)
 
 # What reads the traces of JAX's profiler, if this JAX has it.
 ProfileData: Any = getattr(jax.profiler, "ProfileData", None)

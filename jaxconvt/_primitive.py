@@ -189,7 +189,9 @@ def _choice(implementation: Implementation, call: Call, case: Case, both_gradien
 def _run(
     choice: Choice, call: Call, x: jax.Array, y: jax.Array, how: Numerics, common: Any, dtype: Any
 ) -> jax.Array:
-    """The face of operands converted to `common`, as `dtype`; some axes may be in the batch.
+    """The face of operands converted to `common`, as `dtype`; its shape may be another.
+
+    Some axes may be in the batch, and an only group may have none.
 
     What is converted, or taken apart, is a chunk of the batch.
     """
@@ -218,7 +220,7 @@ def _run(
         result = cast(_chunks.summed(product, choice.chunks, x, y), dtype)
     else:
         result = _chunks.joined(lambda part: cast(product(part, y), dtype), choice.chunks, x)
-    return jnp.expand_dims(result, at[2]) if squeezed else result
+    return result
 
 
 def _folded(array: str, x: jax.Array, count: int) -> jax.Array:

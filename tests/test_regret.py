@@ -98,13 +98,14 @@ class RegretTest(parameterized.TestCase):
             self.assertIs(cost_of(machine["platform"], machine["device"]).rates, of.rates)
 
     def test_picks_are_no_slower_than_jax_lax(self, path):
-        of, timed = timings(path)
         least = NEVER_SLOWER if path in CYCLES else CLOCKED
-        picks = list(fit.picks(of.cost(of.rates), timed))
-        self.assertGreater(len(picks), 50)
-        for pick, xlas in picks:
-            with self.subTest(f"{pick.layer} {pick.dtype} {pick.call.face} {pick.choice}"):
-                self.assertGreaterEqual(xlas.seconds / pick.seconds, least)
+        for left_out in (False, True):
+            of, timed = timings(path, left_out)
+            picks = list(fit.picks(of.cost(of.rates), timed))
+            self.assertTrue(len(picks) > 50 or not timed)
+            for pick, xlas in picks:
+                with self.subTest(f"{pick.layer} {pick.dtype} {pick.call.face} {pick.choice}"):
+                    self.assertGreaterEqual(xlas.seconds / pick.seconds, least)
 
 
 @parameterized.named_parameters([(path.stem.replace("-", "_"), path) for path in CYCLES])
@@ -117,8 +118,6 @@ class CyclesTest(parameterized.TestCase):
             picks = list(fit.picks(of.cost(of.rates), timed))
             self.assertLen(picks, len(faces))  # all forms were compiled
             for pick, xlas in picks:
-                with self.subTest(f"{pick.layer} {pick.call.face} {pick.choice}"):
-                    self.assertGreaterEqual(xlas.seconds / pick.seconds, NEVER_SLOWER)
                 ratios[fit.group(pick), pick.call.face].append(xlas.seconds / pick.seconds)
         self.assertEqual(ratios.keys(), FASTER.keys())
         for key, least in FASTER.items():

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from jaxlib.version import __version__ as jaxlib_version
+
 from jaxconvt._call import Call, Convolution, Work
-from jaxconvt._compat import AT_LEAST_0_11
 from jaxconvt._costs._interface import Cost
 
 LINE = 64  # bytes: shorter rows of channels are taken apart no faster than these
@@ -58,25 +59,12 @@ class Cpu(Cost):
         if work.convolution:
             time += self._convolution(call, work, work.convolution)
         summed = {"out": rates.summed, "lhs": rates.gathered, "rhs": rates.reduced}[call.face]
-        if single:
-            time += work.product_flops * summed
-        else:
-            time += work.product_flops * self._product(call)
+        time += work.product_flops * (summed if single else self._product(call))
+        # Sums over an image are of rows of channels that may be no whole vectors.
         row = call.g * call.j * call.itemsize
-        # Over an image, of rows that may be no whole vectors.
         whole = math.ceil(row / LINE) * LINE / row if call.face == "rhs" else 1.0
         time += work.sum_flops * summed * whole
-        made = float(work.made + work.cropped)
-        if work.interleaved and work.convolution:
-            row = call.j * call.itemsize * call.axes[-1].stride
-            # Of the value, each part is padded to the whole and added to it.
-            times = work.convolution.calls if call.face == "out" else 1
-            made += times * call.out_bytes * max(LINE / row, 1.0)
-        row = call.j * call.itemsize * (call.g if single and work.products else 1)
-        narrow = 1.0 if call.face == "out" else max(LINE / max(row, 1), 1.0)
-        # Patches of lhs are also transposed for the kernel gradient.
-        patches = work.patches * (2 if call.face == "rhs" else 1)
-        time += (patches + made * narrow + work.rearranged) * rates.moved
+        time += _copied(call, work, single) * rates.moved
         if call.taps_last and work.products and call.face != "rhs":
             # Channels first, it seems: XLA's convolutions take that as it is, products do not.
             time += 2 * (call.lhs_bytes + call.out_bytes) * rates.moved
@@ -152,6 +140,21 @@ class Cpu(Cost):
         return time + self._fresh(folded)
 
 
+def _copied(call: Call, work: Work, single: bool) -> float:
+    """Bytes that are put in another order, where short rows count as longer ones."""
+    made = float(work.made + work.cropped)
+    if work.interleaved and work.convolution:
+        phases = call.j * call.itemsize * call.axes[-1].stride
+        # Of the value, each part is padded to the whole and added to it.
+        times = work.convolution.calls if call.face == "out" else 1
+        made += times * call.out_bytes * max(LINE / phases, 1.0)
+    row = call.j * call.itemsize * (call.g if single and work.products else 1)
+    narrow = 1.0 if call.face == "out" else max(LINE / max(row, 1), 1.0)
+    # Patches of lhs are also transposed for the kernel gradient.
+    patches = work.patches * (2 if call.face == "rhs" else 1)
+    return patches + made * narrow + work.rearranged
+
+
 def _larger(call: Call, phases: bool = False) -> bool:
     """Whether the kernel, or that of some phases, is larger than the images it passes over.
 
@@ -206,13 +209,13 @@ CPU_0_11 = Cpu(RATES_0_11, "2 cores of AMD EPYC (AVX-512), jaxlib 0.12.0", False
 
 
 def of(jaxlib: str) -> Cpu:
-    """That of a version of jaxlib."""
+    """That of a version of jaxlib: XLA's convolutions are others from 0.11 on."""
     return CPU_0_11 if tuple(map(int, jaxlib.split(".")[:2])) >= (0, 11) else CPU
 
 
 def installed(cpuinfo: Path = Path("/proc/cpuinfo")) -> Cpu:
     """That of this jaxlib, on this CPU: one without units for bfloat16 gains nothing by it."""
-    known = CPU_0_11 if AT_LEAST_0_11 else CPU
+    known = of(jaxlib_version)
     if cpuinfo.exists() and re.search(r"\b(avx512|amx)_bf16\b", cpuinfo.read_text()):
         return known
     return Cpu(replace(known.rates, bfloat16=1.0), known.machine, known.carries)
