@@ -91,7 +91,7 @@ def explain(*args: Any, platform: str | None = None, **kwargs: Any) -> Explanati
     >>> lhs = jax.ShapeDtypeStruct((1, 12, 12, 12, 64), "float32")
     >>> rhs = jax.ShapeDtypeStruct((3, 3, 3, 64, 32), "float32")
     >>> explain(lhs, rhs, (2, 2, 2), "SAME", platform="tpu").choices["value"].name
-    'dilated'
+    'subpixel'
 
     Source: the constants and the formulas are in `jaxconvt/_costs/`.
     """
