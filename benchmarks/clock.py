@@ -34,12 +34,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import fit
-from jaxconvt import _clock, _compat, _layout, _plan
-from jaxconvt._call import FACES, Choice
+from jaxconvt import _clock, _compat, _dispatch, _plan
 from jaxconvt._costs import cost_of
 from jaxconvt._explain import call_arguments
 from jaxconvt._lowerings import XLAS
 from jaxconvt._measure import machine, seconds_of
+from jaxconvt._problem import FACES, Config
 
 CALLS = 6
 ROUNDS, SECONDS = 5, 0.05
@@ -52,13 +52,13 @@ class Task(NamedTuple):
     layer: str
     dtype: str
     face: str
-    choice: Choice
+    choice: Config
     estimate: float  # seconds
 
     @property
     def name(self) -> str:
         """That of its program, by which a trace knows it."""
-        return "__".join(map(str, (*self[:3], *self.choice)))
+        return "__".join(map(str, (*self[:3], *self.config)))
 
 
 class Timed(NamedTuple):
@@ -88,23 +88,23 @@ def tasks(arguments: argparse.Namespace, layers: dict[str, Any]) -> Iterator[Tas
 
 def face_of(f: Callable[..., Any], face: str) -> Callable[..., Any]:
     """A function of lhs, rhs and cotangent that takes two of them."""
-    if face == "out":
+    if face == "value":
         return lambda lhs, rhs, ct: f(lhs, rhs)
-    if face == "lhs":
+    if face == "input_grad":
         return lambda lhs, rhs, ct: jax.linear_transpose(lambda lhs: f(lhs, rhs), lhs)(ct)
     return lambda lhs, rhs, ct: jax.linear_transpose(lambda rhs: f(lhs, rhs), rhs)(ct)
 
 
 def form_of(
-    key: tuple[str, str], layer: dict[str, Any], choice: Choice
+    key: tuple[str, str], layer: dict[str, Any], choice: Config
 ) -> tuple[Callable[..., Any], Any, Any]:
     """A layer of this name and dtype in one form, and what lhs and rhs are."""
     example = fit.example_of(key, layer)
     lhs, rhs, spec, _ = call_arguments(example.lhs, example.rhs, **example.kwargs)
-    return lambda lhs, rhs: _layout.conv(lhs, rhs, spec, choice, None, None), lhs, rhs
+    return lambda lhs, rhs: _dispatch.conv(lhs, rhs, spec, choice, None, None), lhs, rhs
 
 
-def row(layer: str, face: str, dtype: str, choice: Choice, seconds: float) -> dict[str, Any]:
+def row(layer: str, face: str, dtype: str, choice: Config, seconds: float) -> dict[str, Any]:
     """A timing as files have it."""
     return {
         "layer": layer,
@@ -128,7 +128,7 @@ class Builder:
         if time.perf_counter() > self.deadline:
             return None
         key = task.layer, task.dtype
-        form, lhs, rhs = form_of(key, self.layers[task.layer], task.choice)
+        form, lhs, rhs = form_of(key, self.layers[task.layer], task.config)
         with self.lock:
             if key not in self.operands:
                 out = jax.eval_shape(form, lhs, rhs).shape
@@ -221,7 +221,7 @@ def main() -> None:
     if unknown := set(arguments.layers or ()) - set(layers):
         parser.error(f"{arguments.of} has no layer {', '.join(sorted(unknown))}")
     arguments.out.touch()  # now, not when all is timed
-    likely = sorted(tasks(arguments, layers), key=lambda t: (t.choice != XLAS, t.estimate))
+    likely = sorted(tasks(arguments, layers), key=lambda t: (t.config != XLAS, t.estimate))
     builder = Builder(layers, start + 0.66 * arguments.seconds, arguments.options)
     with ThreadPoolExecutor(arguments.threads) as pool:
         programs = [timed for timed in pool.map(builder, likely) if timed]
@@ -243,7 +243,7 @@ def main() -> None:
         "calls": CALLS if by_trace else f"{ROUNDS} times those of {SECONDS} s",
     }
     rows = [
-        row(task.layer, task.face, task.dtype, task.choice, each)
+        row(task.layer, task.face, task.dtype, task.config, each)
         for task, each in sorted(seconds.items())
     ]
     names = dict.fromkeys(row["layer"] for row in rows)

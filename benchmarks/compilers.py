@@ -46,12 +46,12 @@ from jax.sharding import SingleDeviceSharding
 import jaxconvt
 from jaxconvt._costs.gpu import DEVICES
 from jaxconvt._costs.gpu import of as nearest
-from jaxconvt._layers import BY_NAME, Example
+from jaxconvt._layers import BY_NAME, LayerCall
 from jaxconvt._measure import step
 
 RESULTS = Path(__file__).parent / "results"
 REFERENCE = "jax.lax"
-MODES = ("value", "lhs gradient", "rhs gradient", "step")
+MODES = ("value", "input_grad", "kernel_grad", "step")
 # The roofline's: of the published bandwidth and multiply-adds, and seconds to start an operation.
 REACHED = 0.78, 0.5
 START = 3e-6
@@ -116,7 +116,7 @@ def compiled(function: Callable[..., Any], operands: Iterable[Any], target: Any)
     return text
 
 
-def programs(call: Example, implementation: str) -> Iterator[tuple[str, Callable[..., Any], Any]]:
+def programs(call: LayerCall, implementation: str) -> Iterator[tuple[str, Callable[..., Any], Any]]:
     """Each mode of a layer, as a function and its operands."""
     name = "dilated" if implementation == REFERENCE else implementation
 
@@ -126,12 +126,12 @@ def programs(call: Example, implementation: str) -> Iterator[tuple[str, Callable
     ct = jax.eval_shape(value, call.lhs, call.rhs)
     yield "value", value, (call.lhs, call.rhs)
     yield (
-        "lhs gradient",
+        "input_grad",
         lambda ct, rhs: jax.linear_transpose(lambda lhs: value(lhs, rhs), call.lhs)(ct)[0],
         (ct, call.rhs),
     )
     yield (
-        "rhs gradient",
+        "kernel_grad",
         lambda lhs, ct: jax.linear_transpose(lambda rhs: value(lhs, rhs), call.rhs)(ct)[0],
         (call.lhs, ct),
     )
@@ -292,7 +292,7 @@ def count(text: str, name: str) -> Program:
 # The report
 
 
-def measure(name: str, call: Example, implementations: Iterable[str]) -> dict[str, Any]:
+def measure(name: str, call: LayerCall, implementations: Iterable[str]) -> dict[str, Any]:
     """By mode and implementation, a `Program`; alike programs are compiled once."""
     (target,) = devices(name)
     row: dict[str, Any] = {mode: {} for mode in MODES}

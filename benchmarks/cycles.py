@@ -28,10 +28,10 @@ import numpy as np
 
 from benchmarks import clock, compilers, fit
 from jaxconvt import _geometry, _plan
-from jaxconvt._call import Choice
 from jaxconvt._costs.tpu import CYCLE
 from jaxconvt._layers import Layer
 from jaxconvt._measure import machine
+from jaxconvt._problem import Config
 
 DTYPE = "bfloat16"
 KEYS = "layer", "face", "lowering", "gathered", "chunks"  # of a row, which has one dtype
@@ -50,7 +50,7 @@ class Task(NamedTuple):
     name: str
     layer: dict[str, Any]
     face: str
-    choice: Choice
+    choice: Config
 
 
 def draw(
@@ -61,27 +61,27 @@ def draw(
     def uneven(most: int) -> int:  # as many small ones as large ones
         return round(math.exp(rng.uniform(0, math.log(most))))
 
-    n = rng.choice([1, 2, 2, 2, 3])
+    n = rng.config([1, 2, 2, 2, 3])
     repeat = rng.random() < 0.6
     sizes, taps, strides = (
         tuple([int(draw_one()) for _ in range(n)]) if not repeat else (int(draw_one()),) * n
         for draw_one in (
             lambda: uneven(64),
             lambda: uneven(32),
-            lambda: rng.choice([1, 2, 2, 2, 3, 4, 8]),
+            lambda: rng.config([1, 2, 2, 2, 3, 4, 8]),
         )
     )
-    i, j = (int(rng.choice(FEW + MANY)) for _ in range(2))
-    batch = int(rng.choice([1, 1, 1, 2, 4, 8, 16, 64, 200]))
-    groups = int(rng.choice([2, 4, i])) if rng.random() < 0.15 else 1
+    i, j = (int(rng.config(FEW + MANY)) for _ in range(2))
+    batch = int(rng.config([1, 1, 1, 2, 4, 8, 16, 64, 200]))
+    groups = int(rng.config([2, 4, i])) if rng.random() < 0.15 else 1
     i, j = (-(-channels // groups) * groups for channels in (i, j))
-    padding, reversed_ = str(rng.choice(["SAME", "VALID"])), bool(rng.random() < 0.5)
+    padding, reversed_ = str(rng.config(["SAME", "VALID"])), bool(rng.random() < 0.5)
     more: dict[str, Any] = {"transpose_kernel": reversed_, "feature_group_count": groups}
     if rng.random() < 0.2:
         shapes = [
             _geometry.forward_sizes(padding, *one) for one in zip(sizes, taps, strides, strict=True)
         ]
-        more["output_shape"] = tuple([int(rng.choice(list(one) or [0])) for one in shapes])
+        more["output_shape"] = tuple([int(rng.config(list(one) or [0])) for one in shapes])
     out = [
         size * s if padding == "SAME" else (size - 1) * s + max(k, s)
         for size, k, s in zip(sizes, taps, strides, strict=True)
@@ -120,7 +120,7 @@ def tasks(layers: dict[str, Any], where: dict[str, Any]) -> Iterator[Task]:
 
 
 def program(task: Task, target: Any) -> compilers.Program:
-    form, lhs, rhs = clock.form_of((task.name, DTYPE), task.layer, task.choice)
+    form, lhs, rhs = clock.form_of((task.name, DTYPE), task.layer, task.config)
     operands = lhs, rhs, jax.eval_shape(form, lhs, rhs)
     text = compilers.compiled(clock.face_of(form, task.face), operands, target)
     return compilers.count(text, "v5e")
@@ -166,7 +166,7 @@ class Compiler(threading.local):
 
 
 def rows(results: Sequence[tuple[Task, float]]) -> list[dict[str, Any]]:
-    return [clock.row(t.name, t.face, DTYPE, t.choice, found * CYCLE) for t, found in results]
+    return [clock.row(t.name, t.face, DTYPE, t.config, found * CYCLE) for t, found in results]
 
 
 def main() -> None:
@@ -199,12 +199,12 @@ def main() -> None:
     before = json.loads(path.read_text()) if path.exists() else {"layers": {}, "rows": []}
     known = {tuple([row[key] for key in KEYS]) for row in before["rows"]}
     left = [
-        task for task in tasks(layers, about) if (task.name, task.face, *task.choice) not in known
+        task for task in tasks(layers, about) if (task.name, task.face, *task.config) not in known
     ]
     compiler, found = Compiler(arguments.device, arguments.seconds), list[tuple[Task, float]]()
     with ThreadPoolExecutor(arguments.processes) as pool:
         for task, result in zip(left, pool.map(compiler, left), strict=True):
-            print(f"{task.name} {task.face} {task.choice}: {result}", flush=True)
+            print(f"{task.name} {task.face} {task.config}: {result}", flush=True)
             if isinstance(result, float):
                 found.append((task, result))
             if task is left[-1] or len(found) % 50 == 0:

@@ -10,7 +10,7 @@ A file of timings, one for each machine and source, is a JSON object with
               of a CPU its `jaxlib`
     layers    by name: the shape of `lhs`, the channels of `out`, the extents of the `kernel`,
               `strides`, `padding`, in `more` any other arguments, and whether it is `left_out`
-    rows      each with its `layer`, `face` ("out" is the value, "lhs" and "rhs" the gradients),
+    rows      each with its `layer`, `face`,
               `dtype`, `lowering`, how many axes it has `gathered` and its `chunks` (0 and 1 if
               left out), and the `seconds` of one call; of a TPU, which was not there, those of
               the cycles that its compiler estimates (see `cycles.py`)
@@ -41,12 +41,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from jaxconvt import _layout, _plan
-from jaxconvt._call import Call, Choice, Work
+from jaxconvt import _plan, _spec
 from jaxconvt._costs import Cost, cost_of, cpu, gpu, tpu
 from jaxconvt._explain import call_arguments
-from jaxconvt._layers import BY_NAME, Example, Layer
+from jaxconvt._layers import BY_NAME, Layer, LayerCall
 from jaxconvt._lowerings import XLAS
+from jaxconvt._problem import Config, Problem, Work
 
 RESULTS = Path(__file__).parent / "results"
 FILES = sorted([*RESULTS.glob("clocked-*.json"), *RESULTS.glob("cycles-*.json")])
@@ -58,15 +58,15 @@ class Timing(NamedTuple):
 
     layer: str
     dtype: str
-    call: Call
-    choice: Choice
+    call: Problem
+    choice: Config
     work: Work
     seconds: float
     weight: float  # the least time of the face over this one's, by its root
     left_out: bool = False  # whether nothing is fitted to it
 
     def estimate(self, cost: Cost) -> float:
-        return _plan.seconds_of(self.call, self.choice, self.work, cost)
+        return _plan.seconds_of(self.call, self.config, self.work, cost)
 
 
 class Platform(NamedTuple):
@@ -77,7 +77,7 @@ class Platform(NamedTuple):
     held: tuple[str, ...] = ()  # constants that are not fitted
     most: Mapping[str, float] = MappingProxyType({})  # of some others
     # Whether a form is fitted to.
-    sure: Callable[[Call, Work], bool] = lambda call, work: True
+    sure: Callable[[Problem, Work], bool] = lambda call, work: True
     steps: tuple[float, ...] = (2.0, 1.3, 1.1, 1.03)  # by which constants are moved
 
 
@@ -104,7 +104,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[Timing]]:
         key = row["layer"], row["dtype"]
         if key not in calls:
             calls[key] = calls_of(key, data["layers"][row["layer"]], data["machine"])
-        choice = Choice(row["lowering"], row.get("gathered", 0), row.get("chunks", 1))
+        choice = Config(row["lowering"], row.get("gathered", 0), row.get("chunks", 1))
         at = (*key, row["face"], choice)
         least[at] = min(least[at], row["seconds"])
     best: dict[Any, float] = defaultdict(lambda: math.inf)
@@ -120,7 +120,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[Timing]]:
     return data["machine"], timings
 
 
-def example_of(key: tuple[str, str], layer: dict[str, Any]) -> Example:
+def example_of(key: tuple[str, str], layer: dict[str, Any]) -> LayerCall:
     """The call of a layer of this name and dtype."""
     padding = layer["padding"]
     padding = padding if isinstance(padding, str) else tuple(map(tuple, padding))
@@ -133,7 +133,7 @@ def calls_of(key: tuple[str, str], layer: dict[str, Any], machine: dict[str, Any
     example = example_of(key, layer)
     lhs, rhs, spec, _ = call_arguments(example.lhs, example.rhs, **example.kwargs)
     cost = cost_of(machine["platform"], machine["device"])
-    calls = _layout.calls_of(lhs, rhs, spec, lhs.dtype, machine["platform"])
+    calls = _spec.problems_of(lhs, rhs, spec, lhs.dtype, machine["platform"])
     return {face: _plan.widened(call, cost) for face, call in calls.items()}
 
 
@@ -186,7 +186,7 @@ class Regret(NamedTuple):
     layer: str
     dtype: str
     face: str
-    pick: Choice
+    pick: Config
     ratio: float | None  # of its time over the least; None if the pick was not timed
 
 
@@ -199,8 +199,8 @@ def regrets(cost: Cost, timings: Sequence[Timing]) -> list[Regret]:
     for (layer, dtype, face), forms in faces.items():
         if len(forms) > 1:
             # As `explain` has it, and training: both gradients are taken.
-            pick = _plan.choose("auto", cost, forms[0].call, face != "out")
-            times = {t.choice: t.seconds for t in forms}
+            pick = _plan.choose("auto", cost, forms[0].call, face != "value")
+            times = {t.config: t.seconds for t in forms}
             ratio = times[pick] / min(times.values()) if pick in times else None
             result.append(Regret(layer, dtype, face, pick, ratio))
     return result
@@ -224,10 +224,10 @@ def report(cost: Cost, timings: Sequence[Timing], verbose: bool) -> None:
     ratios: dict[Any, list[float]] = defaultdict(list)
     for t in timings:
         ratio = t.estimate(cost) / t.seconds
-        ratios[t.choice.name, t.call.face].append(ratio)
+        ratios[t.config.name, t.call.face].append(ratio)
         ratios["all", ""].append(ratio)
         if verbose:
-            print(f"  {t.layer:18} {t.dtype:9} {t.call.face:4} {t.choice!s:38}", end="")
+            print(f"  {t.layer:18} {t.dtype:9} {t.call.face:4} {t.config!s:38}", end="")
             print(f" {t.seconds * 1e6:9.1f} us, estimated {ratio:6.2f} times")
     print("lowering   face  timings  within 1.5  geometric mean")
     for (name, face), each in sorted(ratios.items()):
@@ -245,11 +245,11 @@ def group(t: Timing) -> str:
 
 def picks(cost: Cost, timings: Sequence[Timing]) -> Iterator[tuple[Timing, Timing | None]]:
     """What is picked of each face, and jax.lax's program, if that was timed."""
-    faces: dict[Any, dict[Choice, Timing]] = defaultdict(dict)
+    faces: dict[Any, dict[Config, Timing]] = defaultdict(dict)
     for t in timings:
-        faces[t.layer, t.call.face, t.dtype][t.choice] = t
+        faces[t.layer, t.call.face, t.dtype][t.config] = t
     for (_, face, _), forms in faces.items():
-        pick = _plan.choose("auto", cost, next(iter(forms.values())).call, face != "out")
+        pick = _plan.choose("auto", cost, next(iter(forms.values())).call, face != "value")
         if pick in forms:
             yield forms[pick], forms.get(XLAS)
 

@@ -68,9 +68,8 @@ from jax import lax
 
 import jaxconvt
 from jaxconvt._clock import Clock
-from jaxconvt._default import flip_and_swap
 from jaxconvt._explain import call_arguments
-from jaxconvt._layers import BY_NAME, LAYERS, Example, Layer
+from jaxconvt._layers import BY_NAME, LAYERS, Layer, LayerCall
 from jaxconvt._measure import (
     REFERENCE,
     TOLERANCES,
@@ -87,6 +86,7 @@ from jaxconvt._measure import (
     repeated,
     runs_of,
 )
+from jaxconvt._reference import flip_and_swap
 from jaxconvt._spec import Spec
 from jaxconvt._tuning import CLOCKS, DEVICE, WALL
 
@@ -94,7 +94,7 @@ Fn = Callable[..., Any]
 Row = dict[str, Any]
 
 RESULTS = Path(__file__).parent / "results"
-MODES = ("forward", "lhs gradient", "rhs gradient", "step")
+MODES = ("forward", "input_grad", "kernel_grad", "step")
 STUFFED, FLOOR, TORCH, TUNED = "zero-stuffed", "gemm", "torch", "autotune"
 SINGLE = tuple(name for name in jaxconvt.IMPLEMENTATIONS if name != "auto")
 COMPILED = (REFERENCE, *jaxconvt.IMPLEMENTATIONS, STUFFED, FLOOR)
@@ -138,7 +138,7 @@ def by_hand(spec: Spec, stuffed: bool, lhs: jax.Array, rhs: jax.Array) -> jax.Ar
     )
 
 
-def tuned(call: Example, auto: Fn) -> jaxconvt.Tuning:
+def tuned(call: LayerCall, auto: Fn) -> jaxconvt.Tuning:
     """What `jaxconvt.autotune` finds for all modes of a layer."""
     out = jax.eval_shape(auto, call.lhs, call.rhs)
 
@@ -148,7 +148,7 @@ def tuned(call: Example, auto: Fn) -> jaxconvt.Tuning:
     return jaxconvt.autotune(every, call.lhs, call.rhs, out)
 
 
-def functions(call: Example, spec: Spec, tune: bool = False) -> dict[str, Fn]:
+def functions(call: LayerCall, spec: Spec, tune: bool = False) -> dict[str, Fn]:
     """Everything in JAX that computes the layer, by name."""
     lacking = {"feature_group_count", "output_padding", "output_shape"} & call.kwargs.keys()
     reference = partial(by_hand, spec, False) if lacking else partial(
@@ -180,7 +180,7 @@ def in_mode(f: Fn, mode: str) -> Fn:
     return dict(zip(MODES, (forward, lhs_gradient, rhs_gradient, step), strict=True))[mode]
 
 
-def floor(call: Example, spec: Spec) -> tuple[Fn, tuple[jax.Array, jax.Array]]:
+def floor(call: LayerCall, spec: Spec) -> tuple[Fn, tuple[jax.Array, jax.Array]]:
     """One matrix product of as many multiply-adds as the value, and operands for it."""
     g = spec.groups
     batch, channels, *spatial = spec.dimension_numbers.lhs_spec
@@ -230,7 +230,7 @@ def disagreement(got: Iterable[Any], expected: Iterable[np.ndarray], tolerance: 
 
 
 def torch_entries(
-    call: Example, spec: Spec, arrays: Sequence[np.ndarray], on_gpu: bool
+    call: LayerCall, spec: Spec, arrays: Sequence[np.ndarray], on_gpu: bool
 ) -> dict[str, dict[str, tuple[Fn, Fn, Fn]]]:
     """torch's entries by layout and mode: what calls it, what waits for that, and a function that
     takes what is expected (value, gradients of lhs and rhs) to what torch is to return."""
@@ -366,7 +366,7 @@ def measure(
     options = VARIANTS[variant.removesuffix(KERNEL)]
     batch, dtype = options.get("batch", 1), options.get("dtype", "float32")
 
-    def call_of(**options: Any) -> tuple[Example, Spec]:
+    def call_of(**options: Any) -> tuple[LayerCall, Spec]:
         call = layer.call(**options)
         if kernel:
             # As channels are laid out in the kernel of the forward convolution.
@@ -376,7 +376,7 @@ def measure(
             shape = list(call.rhs.shape)
             shape[o], shape[i] = call.rhs.shape[i] * g, call.rhs.shape[o] // g
             rhs = jax.ShapeDtypeStruct(tuple(shape), call.rhs.dtype)
-            call = Example(call.lhs, rhs, {**call.kwargs, "transpose_kernel": True})
+            call = LayerCall(call.lhs, rhs, {**call.kwargs, "transpose_kernel": True})
         return call, call_arguments(call.lhs, call.rhs, **call.kwargs)[2]
 
     # What is expected: jax.lax's results in float32, for one batch.
@@ -415,7 +415,7 @@ def measure(
         "rhs": call.rhs.shape,
         "choices": {
             title: str(choice)
-            for title, choice in jaxconvt.explain(call.lhs, call.rhs, **call.kwargs).choices.items()
+            for title, choice in jaxconvt.explain(call.lhs, call.rhs, **call.kwargs).configs.items()
         },
         "bytes": size,  # of lhs, rhs and output
         "clock": WALL,

@@ -4,8 +4,8 @@ from jaxconvt._api import conv_transpose
 from jaxconvt._autotune import autotune
 from jaxconvt._explain import Explanation, explain
 from jaxconvt._install import install, installed, uninstall
-from jaxconvt._plan import IMPLEMENTATIONS
 from jaxconvt._tuning import Tuning
+from jaxconvt._types import IMPLEMENTATIONS
 
 __version__ = "0.1.0"
 

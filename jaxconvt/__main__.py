@@ -50,7 +50,7 @@ Samples = Mapping[str, Mapping[str, Sequence[float]]]  # by mode or clock, and i
 EXACT = "dilated"  # equals the reference to the bit; the others, within the tolerance
 AUTO, TUNED = "auto", "autotune"  # the second only where it is asked for
 MODES = ("forward", "step")
-RESULTS = ("value", "value of step", "lhs gradient", "rhs gradient")
+RESULTS = ("value", "value of step", "input gradient", "kernel gradient")
 
 DTYPES = tuple(TOLERANCES)
 
@@ -125,7 +125,7 @@ def compare(
         "difference": differences,
         "choices": {
             title: choice._asdict()
-            for title, choice in jaxconvt.explain(call.lhs, call.rhs, **call.kwargs).choices.items()
+            for title, choice in jaxconvt.explain(call.lhs, call.rhs, **call.kwargs).configs.items()
         },
     }
     # Not with the results, which are large.
@@ -243,7 +243,7 @@ faster    by how much auto is faster than jax.lax; 1.0x where it is the same pro
 {tuned}compile   the time to compile auto's step, over that to compile jax.lax's
 differs   auto's largest difference from jax.lax, of the largest magnitude in the array
           (up to {tolerance(dtype):.0e} counts as equal)
-picks     auto's, for value, lhs gradient and rhs gradient:
+picks     auto's, for value, input gradient and kernel gradient:
           {letters};
           + for each axis that is gathered first, /4 in 4 chunks of the batch
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 import jax
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxconvt import _compat, _default, _spec
+from jaxconvt import _arguments, _compat, _hints, _reference, _spec
 from jaxconvt._tuning import Tuning
 from jaxconvt._words import show
 
@@ -26,7 +26,7 @@ def _hinting(function: Function) -> Function:
         try:
             return function(*args, **kwargs)
         except TypeError:
-            _spec.check_call(signature, args, kwargs)
+            _hints.check_call(signature, args, kwargs)
             raise
 
     return cast(Function, call)
@@ -154,10 +154,10 @@ def conv_transpose(
         output_shape,
     )
     if precision is not None or preferred_element_type is not None:
-        _spec.check_precision(precision)
-        numerics = _spec.numerics(_spec.dtype_of(lhs), precision, preferred_element_type)
+        _arguments.check_precision(precision)
+        numerics = _arguments.numerics(_arguments.dtype_of(lhs), precision, preferred_element_type)
         precision, preferred_element_type = numerics
-    _spec.check_implementation(implementation)
+    _arguments.check_implementation(implementation)
     if out_sharding is not None and not _compat.HAS_OUT_SHARDING:
         raise ValueError(
             f"out_sharding must be None on JAX {jax.__version__}, whose "
@@ -171,15 +171,15 @@ def conv_transpose(
         )
     if implementation != "dilated":
         # Only now: jax.extend, which it needs, takes longer to import than all else here.
-        from jaxconvt import _layout
+        from jaxconvt import _dispatch
 
-        unsupported = _layout.why_unsupported(lhs, rhs, spec)
+        unsupported = _dispatch.why_unsupported(lhs, rhs, spec)
         if not unsupported:
             numerics = precision, preferred_element_type
-            return _layout.conv(lhs, rhs, spec, implementation, *numerics, out_sharding)
+            return _dispatch.conv(lhs, rhs, spec, implementation, *numerics, out_sharding)
         if isinstance(implementation, str) and implementation != "auto":
             raise ValueError(
                 f"implementation must be 'dilated' or 'auto' for {unsupported}, got "
                 f"{implementation!r}."
             )
-    return _default.conv(lhs, rhs, spec, precision, preferred_element_type, out_sharding)
+    return _reference.conv(lhs, rhs, spec, precision, preferred_element_type, out_sharding)

@@ -69,12 +69,12 @@ def autotune(
     >>> lhs = jax.ShapeDtypeStruct((1, 64, 32), "float32")
     >>> rhs = jax.ShapeDtypeStruct((4, 32, 16), "float32")
     >>> tuning = jaxconvt.autotune(f, lhs, rhs, seconds=0.1)
-    >>> [pick.case.what for pick in tuning.picks]
-    ['out']
+    >>> [measurement.key.what for measurement in tuning.measurements]
+    ['value']
 
     Source: XLA measures its own kernels on GPU in this way; this measures lowerings.
     """
-    from jaxconvt import _clock, _found, _race  # late, as in `_api`
+    from jaxconvt import _benchmark, _clock, _find_calls  # late, as in `_api`
 
     if not callable(f):
         raise TypeError(
@@ -93,31 +93,33 @@ def autotune(
         raise TypeError(f"device must be None or one of jax.devices(), got {show(device)}.")
     backend = _compat.platform_of_device(device)
     with _compat.traced_apart():
-        cases = _found.cases_in(_found.jaxpr_of(f, args, kwargs))
-    if not cases:
+        keys = _find_calls.keys_in(_find_calls.jaxpr_of(f, args, kwargs))
+    if not keys:
         raise ValueError(
             "f must call conv_transpose with implementation='auto', on arrays whose "
             "sizes are numbers above 0, got no such call: pass implementation='auto', or call "
             "jaxconvt.install() first."
         )
     clock = _clock.Clock(device)
-    picks, lost = [], []
+    measurements, lost = [], []
     try:
-        for at, (case, params) in enumerate(cases.items()):
-            _progress(f"{at + 1} of {len(cases)}: {case}")
+        for at, (key, params) in enumerate(keys.items()):
+            _progress(f"{at + 1} of {len(keys)}: {key}")
             try:
-                pick, why = apart(_race.fastest, case, params, backend, device, clock, seconds)
+                measurement, why = apart(
+                    _benchmark.fastest, key, params, backend, device, clock, seconds
+                )
             except Exception as e:  # as of one that is too large: the others still count
-                pick, why = None, [first_line(e)]
-            picks += [pick] if pick else []
-            lost += [] if pick else [f"{case}: {'; '.join(why)}"]
+                measurement, why = None, [first_line(e)]
+            measurements += [measurement] if measurement else []
+            lost += [] if measurement else [f"{key}: {'; '.join(why)}"]
     finally:
         _progress("")
-    if not picks:
+    if not measurements:
         raise ValueError(f"f must have calls that run on {device}, got none: {' '.join(lost)}")
     for what in lost:
         warnings.warn(f"autotune leaves a call to 'auto': {what}", stacklevel=2)
-    return Tuning(picks=tuple(picks), **this_device(backend, device))
+    return Tuning(measurements=tuple(measurements), **this_device(backend, device))
 
 
 def _seconds(value: Any) -> float:

@@ -2,8 +2,8 @@
 
 The primitive has lhs as [n, a.., g, i], rhs as [b.., g, i, j] and the output as [n, p.., g, j],
 see `_primitive`. The user may have them in any order of axes, with the groups merged into the
-channels. If `flipped`, rhs is the kernel of a forward convolution: its out features are [g, i],
-and its in features j. Otherwise its in features are i, and its out features [g, j].
+channels. If `forward_kernel`, rhs is the kernel of a forward convolution: its out features are
+[g, i], and its in features j. Otherwise its in features are i, and its out features [g, j].
 """
 
 from collections.abc import Sequence
@@ -14,41 +14,43 @@ from jax import lax
 
 
 def canonical(
-    array: str, x: jax.Array, dn: lax.ConvDimensionNumbers, flipped: bool, groups: int
+    array: str, x: jax.Array, dn: lax.ConvDimensionNumbers, forward_kernel: bool, groups: int
 ) -> jax.Array:
-    """The user's "lhs", "rhs" or "out" as the primitive has it."""
-    x = _transpose(x, _order(array, dn, flipped))
-    axis, to = _axes_of_groups(array, x.ndim, flipped)
+    """Take the user's "lhs", "rhs" or "out" to the primitive's order."""
+    x = _transpose(x, _order(array, dn, forward_kernel))
+    axis, to = _axes_of_groups(array, x.ndim, forward_kernel)
     if groups == 1:
         return lax.reshape(x, (*x.shape[:to], 1, *x.shape[to:]))
     split = *x.shape[:axis], groups, x.shape[axis] // groups, *x.shape[axis + 1 :]
     return _move(lax.reshape(x, split), axis, to)
 
 
-def users(array: str, x: jax.Array, dn: lax.ConvDimensionNumbers, flipped: bool) -> jax.Array:
-    """The primitive's "lhs", "rhs" or "out" as the user has it."""
-    axis, at = _axes_of_groups(array, x.ndim - 1, flipped)
+def users(
+    array: str, x: jax.Array, dn: lax.ConvDimensionNumbers, forward_kernel: bool
+) -> jax.Array:
+    """Take the primitive's "lhs", "rhs" or "out" to the user's order."""
+    axis, at = _axes_of_groups(array, x.ndim - 1, forward_kernel)
     if x.shape[at] == 1:
         x = lax.reshape(x, (*x.shape[:at], *x.shape[at + 1 :]))
     else:
         x = _move(x, at, axis)
         merged = *x.shape[:axis], x.shape[axis] * x.shape[axis + 1], *x.shape[axis + 2 :]
         x = lax.reshape(x, merged)
-    return _transpose(x, np.argsort(_order(array, dn, flipped)).tolist())
+    return _transpose(x, np.argsort(_order(array, dn, forward_kernel)).tolist())
 
 
-def _axes_of_groups(array: str, ndim: int, flipped: bool) -> tuple[int, int]:
-    """Where groups are in an array of `ndim` axes: merged, in the primitive's order, and apart."""
+def _axes_of_groups(array: str, ndim: int, forward_kernel: bool) -> tuple[int, int]:
+    """Return where groups are in an array of `ndim` axes: merged, in our order, and apart."""
     if array == "rhs":
-        return (ndim - 2 if flipped else ndim - 1), ndim - 2
+        return (ndim - 2 if forward_kernel else ndim - 1), ndim - 2
     return ndim - 1, ndim - 1
 
 
-def _order(array: str, dn: lax.ConvDimensionNumbers, flipped: bool) -> Sequence[int]:
-    """The user's axes in the primitive's order, before channels are split into groups."""
+def _order(array: str, dn: lax.ConvDimensionNumbers, forward_kernel: bool) -> Sequence[int]:
+    """Return the user's axes in the primitive's order, before channels are split into groups."""
     if array == "rhs":
         o, i, *spatial = dn.rhs_spec
-        return (*spatial, o, i) if flipped else (*spatial, i, o)
+        return (*spatial, o, i) if forward_kernel else (*spatial, i, o)
     batch, channels, *spatial = dn.lhs_spec if array == "lhs" else dn.out_spec
     return batch, *spatial, channels
 
@@ -59,5 +61,5 @@ def _move(x: jax.Array, axis: int, to: int) -> jax.Array:
 
 
 def _transpose(x: jax.Array, order: Sequence[int]) -> jax.Array:
-    """Each operation costs something where no program is compiled: not one for nothing."""
+    """Transpose, unless axes stay: where no program is compiled each operation costs something."""
     return x if list(order) == list(range(x.ndim)) else lax.transpose(x, order)

@@ -8,23 +8,25 @@ from typing import Any
 import jax
 from jax import lax
 
-from jaxconvt._call import Call, Choice
 from jaxconvt._compat import zeros
+from jaxconvt._problem import Config, Problem
 
 CHUNK = 12 * 2**20  # bytes of intermediates that a chunk is to have
 
 
-def chunked(call: Call, form: Choice, temp: Callable[[Call, Choice], int], same: int = 0) -> Choice:
-    """The form in the fewest chunks whose intermediates, `temp`, are of `CHUNK` bytes at most.
+def chunked(
+    problem: Problem, form: Config, temp: Callable[[Problem, Config], int], same: int = 0
+) -> Config:
+    """Return the form in the fewest chunks whose intermediates, `temp`, are `CHUNK` bytes at most.
 
     `same` bytes of them are not counted: they are as large in every chunk.
     """
-    if not call.single_device:
+    if not problem.single_device:
         return form
-    forms = [form._replace(chunks=chunks) for chunks in _divisors(call.n)]
+    forms = [form._replace(chunks=chunks) for chunks in _divisors(problem.batch)]
     for form in forms:
-        one = call._replace(n=call.n // form.chunks)
-        if call.parts * (temp(one, form) - same) <= CHUNK:
+        one = problem._replace(batch=problem.batch // form.chunks)
+        if problem.parts * (temp(one, form) - same) <= CHUNK:
             break
     return form
 
@@ -36,7 +38,7 @@ def _divisors(n: int) -> list[int]:
 
 
 def joined(function: Callable[..., Any], chunks: int, x: jax.Array) -> jax.Array:
-    """`function` of the chunks of x, [n, ..], its results put together again."""
+    """Apply `function` to the chunks of x, [n, ..], and put its results together again."""
     # XLA's CPU backend fuses the making of a chunk, the value's fold included, with writing it
     # into the result. One thread then does both. To keep them apart was slower, on two cores.
     if chunks == x.shape[0]:
@@ -47,7 +49,7 @@ def joined(function: Callable[..., Any], chunks: int, x: jax.Array) -> jax.Array
 
 
 def summed(function: Callable[..., Any], chunks: int, x: jax.Array, y: jax.Array) -> jax.Array:
-    """The sum of `function` of the chunks of x and y."""
+    """Return the sum of `function` of the chunks of x and y."""
     one = chunks == x.shape[0]
 
     def product(parts: tuple[jax.Array, jax.Array]) -> Any:
@@ -61,7 +63,7 @@ def summed(function: Callable[..., Any], chunks: int, x: jax.Array, y: jax.Array
 
 
 def _split(x: jax.Array, chunks: int) -> jax.Array:
-    """[n, ..] -> [chunks, n / chunks, ..], or x as it is if every chunk is one image.
+    """Split [n, ..] -> [chunks, n / chunks, ..]; x as it is if every chunk is one image.
 
     The loop gets no axis of size 1: XLA may want that axis elsewhere, and copy everything.
     """

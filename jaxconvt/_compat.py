@@ -46,7 +46,7 @@ _x64: Any = vars(jax if hasattr(jax, "enable_x64") else jax.experimental)["enabl
 _WIDE = tuple(map(np.dtype, ("float64", "complex128", "int64", "uint64")))
 
 
-def exactly(*dtypes: Any) -> AbstractContextManager[Any]:
+def x64_scope(*dtypes: Any) -> AbstractContextManager[Any]:
     """A context in which JAX computes in these dtypes, whatever the x64 mode.
 
     Outside of it JAX passes arrays of 64 bits on, but makes none.

@@ -4,20 +4,19 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-from jaxconvt import _compat, _plan, _spec
+from jaxconvt import _arguments, _compat, _hints, _plan, _spec
 from jaxconvt._api import conv_transpose
-from jaxconvt._call import FACES, Choice, Spec
+from jaxconvt._arguments import Array
 from jaxconvt._costs import PLATFORMS, cost_of
-from jaxconvt._spec import Array
-from jaxconvt._tuning import TITLES
+from jaxconvt._problem import FACES, GRADIENTS, Config, Spec
 
 
 @dataclass(frozen=True)
 class Explanation:
     """The decisions of `implementation="auto"` for one call; readable when printed.
 
-    `platform` is the platform that was asked about. `choices` has the lowering picked for each
-    of "value", "lhs gradient" and "rhs gradient": its `name`, and its form, that is how many
+    `platform` is the platform that was asked about. `configs` has the lowering picked for each
+    of "value", "input_grad" and "kernel_grad": its `name`, and its form, that is how many
     leading axes are `gathered` and in how many `chunks` the batch is taken. The gradients are
     picked as in training, where both are taken and may share work; one alone may get another
     lowering. `reason` says why these are picked. `estimates` has, for each of the three, every
@@ -27,7 +26,7 @@ class Explanation:
 
     To pass a lowering's name as `implementation` pins the lowering, not its form. Only a program
     of one device has chunks. In a program divided among devices, the whole batch is taken at
-    once, and devices sum the lhs gradient at most once. A symbolic batch counts as one image.
+    once, and devices sum the input gradient at most once. A symbolic batch counts as one image.
     First axes of one tap, without stride and padding, are images of the batch: they are not
     counted in `gathered`, and chunks are of all images.
 
@@ -38,28 +37,28 @@ class Explanation:
     >>> lhs = jax.ShapeDtypeStruct((1, 64, 64, 21), "float32")
     >>> rhs = jax.ShapeDtypeStruct((16, 16, 21, 21), "float32")
     >>> explanation = explain(lhs, rhs, (8, 8), "SAME", platform="cpu")
-    >>> str(explanation.choices["rhs gradient"])
+    >>> str(explanation.configs["kernel_grad"])
     'col2im with the first 2 axes gathered'
     >>> "they rest on a clock" in explanation.reason
     True
     """
 
     platform: str
-    choices: dict[str, Choice]
-    estimates: dict[str, dict[Choice, _plan.Estimate]]
+    configs: dict[str, Config]
+    estimates: dict[str, dict[Config, _plan.Estimate]]
     reason: str
     both_gradients: float | None = None
 
     def __str__(self) -> str:
         lines = [f'implementation="auto" on {self.platform}: {self.reason}']
-        for title, choice in self.choices.items():
-            lines.append(f"  {title}: {choice}")
+        for title, config in self.configs.items():
+            lines.append(f"  {title}: {config}")
             for other, estimate in self.estimates.get(title, {}).items():
-                remark = "<- picked" if other == choice else ""
+                remark = "<- picked" if other == config else ""
                 remark = remark if estimate.fits else "too large"
                 text = (
-                    f"    {estimate.seconds * 1e6:9.1f} us  {estimate.temp / 2**20:7.1f} MiB  "
-                    f"{other}: {estimate.becomes}  {remark}"
+                    f"    {estimate.seconds * 1e6:9.1f} us  {estimate.temp_bytes / 2**20:7.1f} MiB  "
+                    f"{other}: {estimate.compiled_as}  {remark}"
                 )
                 lines.append(text.rstrip())
         if self.both_gradients is not None:
@@ -90,7 +89,7 @@ def explain(*args: Any, platform: str | None = None, **kwargs: Any) -> Explanati
     >>> from jaxconvt import explain
     >>> lhs = jax.ShapeDtypeStruct((1, 12, 12, 12, 64), "float32")
     >>> rhs = jax.ShapeDtypeStruct((3, 3, 3, 64, 32), "float32")
-    >>> explain(lhs, rhs, (2, 2, 2), "SAME", platform="tpu").choices["value"].name
+    >>> explain(lhs, rhs, (2, 2, 2), "SAME", platform="tpu").configs["value"].name
     'subpixel'
 
     Source: the constants and the formulas are in `jaxconvt/_costs/`.
@@ -99,14 +98,14 @@ def explain(*args: Any, platform: str | None = None, **kwargs: Any) -> Explanati
         platform = _compat.default_platform()
     else:
         platform = "cuda" if platform == "gpu" else platform
-        _spec.check_choice("platform", platform, PLATFORMS)
+        _arguments.check_choice("platform", platform, PLATFORMS)
     lhs, rhs, spec, arguments = call_arguments(*args, **kwargs)
-    _spec.check_precision(arguments["precision"])
-    _, dtype = _spec.numerics(
-        _spec.dtype_of(lhs), arguments["precision"], arguments["preferred_element_type"]
+    _arguments.check_precision(arguments["precision"])
+    _, dtype = _arguments.numerics(
+        _arguments.dtype_of(lhs), arguments["precision"], arguments["preferred_element_type"]
     )
-    _spec.check_implementation(arguments["implementation"])
-    dtype = _spec.dtype_of(lhs) if dtype is None else _spec.requested(dtype)
+    _arguments.check_implementation(arguments["implementation"])
+    dtype = _arguments.dtype_of(lhs) if dtype is None else _arguments.requested(dtype)
     return _explanation(platform, lhs, rhs, spec, dtype)
 
 
@@ -127,7 +126,7 @@ _READ = (
 def call_arguments(*args: Any, **kwargs: Any) -> tuple[Array, Array, Spec, dict[str, Any]]:
     """Operands, `Spec` and all arguments of a call, for which shapes and dtypes are enough."""
     signature = inspect.signature(conv_transpose)
-    _spec.check_call(signature, args, kwargs)
+    _hints.check_call(signature, args, kwargs)
     call = signature.bind(*args, **kwargs)
     call.apply_defaults()
     given = call.arguments
@@ -136,30 +135,28 @@ def call_arguments(*args: Any, **kwargs: Any) -> tuple[Array, Array, Spec, dict[
 
 
 def _explanation(platform: str, lhs: Array, rhs: Array, spec: Spec, dtype: Any) -> Explanation:
-    from jaxconvt import _layout  # late, as in `_api`
+    from jaxconvt import _dispatch  # late, as in `_api`
 
     cost = cost_of(platform, _compat.device_kind(platform))
-    unsupported = _layout.why_unsupported(lhs, rhs, spec)
+    unsupported = _dispatch.why_unsupported(lhs, rhs, spec)
     why = f"nothing else is made for {unsupported}" if unsupported else ""
-    calls = {} if unsupported else _layout.calls_of(lhs, rhs, spec, dtype, platform)
-    if not all(call.static for call in calls.values()):
+    problems = {} if unsupported else _spec.problems_of(lhs, rhs, spec, dtype, platform)
+    if not all(problem.static for problem in problems.values()):
         why = f"no time is estimated for symbolic channels, here of lhs {lhs.shape}"
-    elif any(call.empty for call in calls.values()):
+    elif any(problem.empty for problem in problems.values()):
         why = "nothing is computed where lhs, rhs or the output is empty"
     if why:
-        default = {TITLES[face]: Choice("dilated") for face in FACES}
+        default = {face: Config("dilated") for face in FACES}
         return Explanation(platform, default, {}, why + ".")
-    choices, estimates = {}, {}
+    configs, estimates = {}, {}
     for face in FACES:
-        title = TITLES[face]
-        choices[title] = _plan.choose("auto", cost, calls[face], both_gradients=True)
-        estimates[title] = _plan.estimates(calls[face], cost)
-    gradients = [calls[face] for face in ("lhs", "rhs")]
-    picks = [choices[TITLES[face]] for face in ("lhs", "rhs")]
-    both = _plan.gradients_estimate(gradients, picks, cost).seconds
+        configs[face] = _plan.choose("auto", cost, problems[face], both_gradients=True)
+        estimates[face] = _plan.estimates(problems[face], cost)
+    pairs = _plan.pair_estimates([problems[face] for face in GRADIENTS], cost)
+    both = pairs[tuple([configs[face] for face in GRADIENTS])].seconds
     why = (
         f"it picks the lowering with the smallest intermediates, among those whose intermediates "
-        f"fit and whose estimated time is within {cost.trusted - 1:.0%} of the least. "
+        f"fit and whose estimated time is within {cost.rel_tolerance - 1:.0%} of the least. "
         f"The gradients are picked as a pair, as they may share work; one alone may get another. "
         f"Times are for comparison, and do not predict what a clock shows; they rest on "
         f"{cost.basis}."
@@ -167,4 +164,4 @@ def _explanation(platform: str, lhs: Array, rhs: Array, spec: Spec, dtype: Any) 
     batch = lhs.shape[spec.dimension_numbers.lhs_spec[0]]
     if type(batch) is not int:
         why += f" The batch, {batch}, is taken for one image."
-    return Explanation(platform, choices, estimates, why, both)
+    return Explanation(platform, configs, estimates, why, both)

@@ -25,7 +25,7 @@ Size = Any
 
 
 def dilate(size: Size, by: int) -> Size:
-    """Size of an axis of `size` elements with `by - 1` holes between neighbours."""
+    """Return the size of an axis of `size` elements with `by - 1` holes between neighbours."""
     return 0 if size == 0 else (size - 1) * by + 1
 
 
@@ -59,12 +59,12 @@ Padding = str | tuple[int, int]
 
 
 def _low(name: str, total: int) -> int:
-    """The low share of `total` elements of padding: the odd one is low in SAME_LOWER."""
+    """Return the low share of `total` elements of padding: SAME_LOWER has the odd one there."""
     return -(-total // 2) if name == "SAME_LOWER" else total // 2
 
 
 def transposed_pads(padding: Padding, e: int, s: int) -> tuple[int, int]:
-    """(lo, hi) that transpose a forward convolution, at the size jax.lax gives the result.
+    """Return (lo, hi) that transpose a forward convolution, at the size jax.lax gives the result.
 
     The forward convolution takes several sizes to `i`. jax.lax gives the result `i*s` for
     SAME, `(i-1)*s + max(e, s)` for VALID, and the smallest of those sizes for a pair.
@@ -78,7 +78,7 @@ def transposed_pads(padding: Padding, e: int, s: int) -> tuple[int, int]:
 
 
 def sized_pads(padding: Padding, i: int, e: int, s: int, o: int) -> tuple[int, int]:
-    """(lo, hi) that transpose the forward convolution from size `o` to size `i`."""
+    """Return (lo, hi) that transpose the forward convolution from size `o` to size `i`."""
     if isinstance(padding, tuple):
         first = padding[0]
     elif padding == "VALID":
@@ -90,7 +90,7 @@ def sized_pads(padding: Padding, i: int, e: int, s: int, o: int) -> tuple[int, i
 
 
 def forward_sizes(padding: Padding, i: int, e: int, s: int) -> range:
-    """The sizes that the forward convolution takes to size `i`."""
+    """Return the sizes that the forward convolution takes to size `i`."""
     if padding in ("SAME", "SAME_LOWER"):
         return range(max((i - 1) * s + 1, 0), i * s + 1)
     total = sum(padding) if isinstance(padding, tuple) else 0
@@ -99,7 +99,7 @@ def forward_sizes(padding: Padding, i: int, e: int, s: int) -> range:
 
 
 def plain_pads(name: str, e: int) -> tuple[int, int]:
-    """(lo, hi) of a stride-1 convolution padded 'SAME', 'SAME_LOWER' or 'VALID'."""
+    """Return (lo, hi) of a stride-1 convolution padded 'SAME', 'SAME_LOWER' or 'VALID'."""
     total = 0 if name == "VALID" else e - 1
     lo = _low(name, total)
     return lo, total - lo
@@ -124,29 +124,30 @@ class Run(NamedTuple):
 class Phases(NamedTuple):
     """Taps that make one dense convolution of lhs with stride 1, into rows and phases."""
 
-    seen: Axis  # an axis of its own: its [a, b] lands in the output where [row, phase] does
+    axis: Axis  # of its own: its [a, b] lands in the output where [row, phase] does
     shifts: tuple[int, ...]  # each q of lhs[row - q]: descending, evenly spaced
     taps: tuple[tuple[int, ...], ...]  # the tap at [shift][phase]; phases ascend
 
 
 def one_row(axis: Axis) -> Axis:
-    """The axis, or if lhs is one pixel there, one whose output is one row of as many phases.
+    """Return the axis; for a lhs of one pixel, an equal one whose output is a single row.
 
-    The stride of one pixel makes no difference. In one row all taps lie side by side.
+    The stride of one pixel makes no difference. With a stride as large as the output, all taps lie
+    side by side in one row of phases.
     """
     wide = axis.size == 1 and axis.stride < axis.out
     return axis._replace(stride=axis.out) if wide else axis
 
 
 def rows(axis: Axis) -> int:
-    """Number of output rows m: `o` in units of the stride, rounded up."""
+    """Return the number of output rows m: `o` in units of the stride, rounded up."""
     axis = one_row(axis)
     return -(-axis.out // axis.stride)
 
 
 @lru_cache(maxsize=4096)
 def runs(axis: Axis) -> tuple[Run, ...]:
-    """All taps of the flipped kernel, in order, as runs of equal q."""
+    """Return all taps of the flipped kernel, in order, as runs of equal q."""
     axis = one_row(axis)
     result: list[Run] = []
     for b in reversed(range(axis.taps)):
@@ -160,7 +161,7 @@ def runs(axis: Axis) -> tuple[Run, ...]:
 
 @lru_cache(maxsize=4096)
 def phase_groups(axis: Axis) -> tuple[Phases, ...]:
-    """All taps, each in one group, of which there are at most three however many the taps."""
+    """Return all taps, each in one group. There are at most three groups, however many the taps."""
     axis = one_row(axis)
     s, d = axis.stride, axis.dilation
     aligned = d == 1 or d % s == 0
@@ -168,7 +169,7 @@ def phase_groups(axis: Axis) -> tuple[Phases, ...]:
 
 
 def _aligned_groups(axis: Axis) -> tuple[Phases, ...]:
-    """Neighbouring phases that the same shifts reach: their rows are the output's."""
+    """Group neighbouring phases that the same shifts reach: their rows are the output's."""
     table: dict[int, dict[int, int]] = {}
     for b in range(axis.taps):
         q, r = divmod(axis.lo - b * axis.dilation, axis.stride)
@@ -179,7 +180,7 @@ def _aligned_groups(axis: Axis) -> tuple[Phases, ...]:
     return tuple(
         [
             Phases(
-                _seen(axis, rows(axis), len(phases), 1, phases[-1]),
+                _of_rows(axis, rows(axis), len(phases), 1, phases[-1]),
                 qs,
                 tuple([tuple([table[r][q] for r in phases]) for q in qs]),
             )
@@ -189,7 +190,7 @@ def _aligned_groups(axis: Axis) -> tuple[Phases, ...]:
 
 
 def _unaligned_groups(axis: Axis) -> tuple[Phases, ...]:
-    """Groups of taps b = u*c + v, with c = s / gcd(s, d) and 0 <= v < c.
+    """Group taps b = u*c + v, with c = s / gcd(s, d) and 0 <= v < c.
 
     The taps of one v are `d*c` apart, which is whole rows, so that they make one phase. Its
     rows may lie above or below those of another phase. The first `taps % c` of the v have one
@@ -211,7 +212,7 @@ def _unaligned_groups(axis: Axis) -> tuple[Phases, ...]:
         descending = range(stop - 1, first - 1, -1)
         result.append(
             Phases(
-                _seen(axis, max(high - low + 1, 1), stop - first, d, lo + low * s),
+                _of_rows(axis, max(high - low + 1, 1), stop - first, d, lo + low * s),
                 tuple([-low - u * step for u in range(count)]),
                 tuple([tuple([u * c + v for v in descending]) for u in range(count)]),
             )
@@ -219,7 +220,41 @@ def _unaligned_groups(axis: Axis) -> tuple[Phases, ...]:
     return tuple(result)
 
 
-def _seen(axis: Axis, size: int, taps: int, dilation: int, lo: int) -> Axis:
-    """An axis of these sizes whose output is that of `axis`."""
+def _of_rows(axis: Axis, size: int, taps: int, dilation: int, lo: int) -> Axis:
+    """Return an axis of these sizes whose output is that of `axis`."""
     bare = Axis(size, taps, axis.stride, dilation, lo, 0)
     return bare._replace(hi=axis.out - (bare.padded - dilate(taps, dilation) + 1))
+
+
+class Trimmed(NamedTuple):
+    """An axis without the elements of lhs and output that meet no others.
+
+    The forward convolution can't have these.
+    """
+
+    axis: Axis
+    first: int  # elements of lhs left out at the low end ...
+    last: int  # ... and at the high one
+    low: int  # elements of the output, likewise
+    high: int
+
+    @property
+    def pads(self) -> tuple[int, int]:
+        """Padding of the forward convolution.
+
+        It may leave out up to `s - 1` elements that the convolution does not reach.
+        """
+        most = dilate(self.axis.taps, self.axis.dilation) - 1
+        return most - self.axis.lo, max(most - self.axis.hi, 0)
+
+
+def trim(axis: Axis) -> Trimmed:
+    """Return what is left of an axis, with `0 <= lo < e` and `0 <= hi < e - 1 + s`."""
+    s, e = axis.stride, dilate(axis.taps, axis.dilation)
+    first, last = (-(min(pad, 0) // s) for pad in (axis.lo, axis.hi))
+    if first + last >= axis.size:  # no element meets any
+        return Trimmed(axis._replace(size=0, lo=0, hi=0), axis.size, 0, axis.out, 0)
+    lo, hi = axis.lo + first * s, axis.hi + last * s
+    low, high = max(lo - (e - 1), 0), hi - (e - 1) if hi - (e - 1) >= s else 0
+    inner = axis._replace(size=axis.size - first - last, lo=lo - low, hi=hi - high)
+    return Trimmed(inner, first, last, low, high)

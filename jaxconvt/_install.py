@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from jax import lax
 
-from jaxconvt import _spec
+from jaxconvt import _arguments
 from jaxconvt._api import conv_transpose
 from jaxconvt._compat import conv_general_dilated, replaced
 from jaxconvt._tuning import Tuning
@@ -102,7 +102,7 @@ def install(implementation: str | Tuning = "auto") -> None:
 
     Source: this replaces two attributes of the module `jax.lax`, and nothing else.
     """
-    _spec.check_implementation(implementation)
+    _arguments.check_implementation(implementation)
     with _lock:
         _blocks[-1].functions = _replacements(implementation)
         _apply()
@@ -151,7 +151,7 @@ def installed(implementation: str | Tuning = "auto") -> _Installed:
 
     Source: see `install`.
     """
-    _spec.check_implementation(implementation)
+    _arguments.check_implementation(implementation)
     return _Installed(implementation)
 
 

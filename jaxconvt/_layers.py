@@ -8,7 +8,7 @@ import jax
 from jax.typing import DTypeLike
 
 
-class Example(NamedTuple):
+class LayerCall(NamedTuple):
     """The arguments of one `conv_transpose`: `conv_transpose(lhs, rhs, **kwargs)`."""
 
     lhs: jax.ShapeDtypeStruct
@@ -31,7 +31,7 @@ class Layer(NamedTuple):
 
     def call(
         self, dtype: DTypeLike = "float32", *, channels_first: bool = False, batch: int = 1
-    ) -> Example:
+    ) -> LayerCall:
         """The layer's call, for `batch` times as many examples.
 
         With `channels_first`, lhs is `NCHW` and rhs `IOHW`: spatial axes are last.
@@ -48,7 +48,7 @@ class Layer(NamedTuple):
             rhs = (*channels, *self.kernel)
             axes = "DHW"[-len(spatial) :]
             kwargs["dimension_numbers"] = (f"NC{axes}", f"IO{axes}", f"NC{axes}")
-        return Example(jax.ShapeDtypeStruct(lhs, dtype), jax.ShapeDtypeStruct(rhs, dtype), kwargs)
+        return LayerCall(jax.ShapeDtypeStruct(lhs, dtype), jax.ShapeDtypeStruct(rhs, dtype), kwargs)
 
 
 _DCGAN = "DCGAN generator, https://arxiv.org/abs/1511.06434"

@@ -18,8 +18,8 @@ from jax import lax
 from jaxlib.version import __version__ as jaxlib_version
 
 from jaxconvt import __version__
-from jaxconvt._call import real_part
 from jaxconvt._layers import Layer
+from jaxconvt._numerics import real_part
 
 Fn = Callable[..., Any]
 Sampler = Callable[[], float]  # times something, and returns seconds

@@ -27,10 +27,10 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from jaxconvt import _compat
-from jaxconvt._call import LETTERS, OPERANDS
 from jaxconvt._geometry import Axes, Axis, dilate
+from jaxconvt._im2col import pad
 from jaxconvt._numerics import cast, summed_in
-from jaxconvt._views import pad
+from jaxconvt._problem import LETTERS, OPERANDS, RESULT, arrays_of
 
 Letter = str | int | None  # None: taps
 MeshAxes = tuple[int, ...]  # by their numbers, the major one first
@@ -46,7 +46,7 @@ class Compute(Protocol):
     def __call__(self, x: jax.Array, y: jax.Array, axes: Axes, dtype: Any) -> jax.Array: ...
 
 
-class Problem(NamedTuple):
+class Operation(NamedTuple):
     """A face of arrays that may be divided."""
 
     face: str
@@ -54,9 +54,14 @@ class Problem(NamedTuple):
     dtype: Any  # of the result
 
     @property
-    def arrays(self) -> tuple[str, ...]:
+    def arrays(self) -> tuple[str, str, str]:
         """Both operands, and the result."""
-        return (*OPERANDS[self.face], self.face)
+        return arrays_of(self.face)
+
+    @property
+    def result(self) -> str:
+        """The array that is made."""
+        return RESULT[self.face]
 
     def letters(self, array: str) -> tuple[Letter, ...]:
         """What the axes of "lhs", "rhs" or "out" run over."""
@@ -66,23 +71,23 @@ class Problem(NamedTuple):
 
     def summed(self, letter: Letter) -> bool:
         """Whether the result is a sum over the letter."""
-        return letter not in self.letters(self.face)
+        return letter not in self.letters(self.result)
 
 
 def divided(
-    problem: Problem, compute: Compute, label: str, x: jax.Array, y: jax.Array
+    operation: Operation, compute: Compute, label: str, x: jax.Array, y: jax.Array
 ) -> jax.Array:
     """The face, which the compiler divides by the rules of this module.
 
     `compute` makes a face on one device, and has no constants. The label tells apart programs
     that differ in `compute` alone.
     """
-    whole = custom_partitioning(lambda x, y: compute(x, y, problem.axes, problem.dtype))
+    whole = custom_partitioning(lambda x, y: compute(x, y, operation.axes, operation.dtype))
     whole.def_partition(
-        partial(_partition, problem, compute),
-        infer_sharding_from_operands=partial(_infer, problem),
+        partial(_partition, operation, compute),
+        infer_sharding_from_operands=partial(_infer, operation),
         decode_shardings=False,
-        sharding_rule=_rule(problem),
+        sharding_rule=_rule(operation),
     )
     # JAX's compilation cache may know a program by its text, which says nothing of `compute`.
     with _compat.labelled(label), jax.named_scope("conv_transpose"):
@@ -90,7 +95,7 @@ def divided(
     return result
 
 
-def _rule(problem: Problem) -> str:
+def _rule(operation: Operation) -> str:
     """What is divided alike, as Shardy has it."""
 
     def word(at: int, letter: Letter) -> str:
@@ -99,24 +104,24 @@ def _rule(problem: Problem) -> str:
         return letter if isinstance(letter, str) else f"rows{letter}"
 
     words = [
-        " ".join([word(*item) for item in enumerate(problem.letters(array))])
-        for array in problem.arrays
+        " ".join([word(*item) for item in enumerate(operation.letters(array))])
+        for array in operation.arrays
     ]
     return f"{words[0]}, {words[1]} -> {words[2]}"
 
 
-def _infer(problem: Problem, mesh: Any, operands: Any, result: Any) -> NamedSharding:
+def _infer(operation: Operation, mesh: Any, operands: Any, result: Any) -> NamedSharding:
     """The sharding of the result, where Shardy is off."""
     given = [x.sharding for x in operands]  # None: not known as yet
-    return _layout(problem, [*operands, result], [*given, None]).sharding(problem.face)
+    return _layout(operation, [*operands, result], [*given, None]).sharding(operation.result)
 
 
 def _partition(
-    problem: Problem, compute: Compute, mesh: Any, operands: Any, result: Any
+    operation: Operation, compute: Compute, mesh: Any, operands: Any, result: Any
 ) -> tuple[AbstractMesh, Callable[..., jax.Array], NamedSharding, tuple[NamedSharding, ...]]:
     """A mesh, the program of each device, and the shardings of its result and its operands."""
     arrays = [*operands, result]
-    layout = _layout(problem, arrays, [x.sharding for x in arrays])
+    layout = _layout(operation, arrays, [x.sharding for x in arrays])
     # Types must say nothing of a mesh that the user set, those of the operands neither: JAX makes
     # these after this function, and then calls the program at once.
     scope = contextlib.ExitStack()
@@ -126,7 +131,7 @@ def _partition(
         with scope:
             return _share(layout, compute, x, y)
 
-    *given, made = [layout.sharding(array) for array in problem.arrays]
+    *given, made = [layout.sharding(array) for array in operation.arrays]
     return AbstractMesh((layout.devices,), (DEVICES,)), program, made, tuple(given)
 
 
@@ -136,7 +141,7 @@ def _partition(
 class Layout(NamedTuple):
     """The division of a problem among devices."""
 
-    problem: Problem
+    operation: Operation
     shapes: dict[str, tuple[int, ...]]
     mesh: tuple[int, ...]  # its sizes
     over: dict[Letter, MeshAxes]  # by which axes of the mesh a letter is divided
@@ -152,7 +157,7 @@ class Layout(NamedTuple):
 
     def sharding(self, array: str) -> NamedSharding:
         mesh = AbstractMesh(self.mesh, tuple([f"axis{k}" for k in range(len(self.mesh))]))
-        over = [self.over.get(letter, ()) for letter in self.problem.letters(array)]
+        over = [self.over.get(letter, ()) for letter in self.operation.letters(array)]
         spec = [tuple([mesh.axis_names[k] for k in axes]) or None for axes in over]
         return NamedSharding(mesh, PartitionSpec(*spec))
 
@@ -171,35 +176,37 @@ class Layout(NamedTuple):
         return list(result.values())
 
 
-def _layout(problem: Problem, arrays: Sequence[Any], given: Sequence[Any]) -> Layout:
+def _layout(operation: Operation, arrays: Sequence[Any], given: Sequence[Any]) -> Layout:
     """Chooses the division, by the shardings that are given, so that little is exchanged."""
-    shapes = {name: tuple(x.shape) for name, x in zip(problem.arrays, arrays, strict=True)}
-    known = [(name, x) for name, x in zip(problem.arrays, given, strict=True) if x is not None]
+    shapes = {name: tuple(x.shape) for name, x in zip(operation.arrays, arrays, strict=True)}
+    known = [(name, x) for name, x in zip(operation.arrays, given, strict=True) if x is not None]
     mesh, specs = _read([(sharding, len(shapes[name])) for name, sharding in known])
     spec_of = {name: spec for (name, _), spec in zip(known, specs, strict=True)}
     nbytes = {
         name: math.prod(x.shape) * x.dtype.itemsize
-        for name, x in zip(problem.arrays, arrays, strict=True)
+        for name, x in zip(operation.arrays, arrays, strict=True)
         if name in spec_of
     }
     divides: list[dict[str, Letter]] = [{} for _ in mesh]  # what each axis divides of each array
     order: dict[Letter, list[int]] = {}
     for name in sorted(spec_of, key=lambda name: -nbytes[name]):
-        for letter, axes in zip(problem.letters(name), spec_of[name], strict=True):
+        for letter, axes in zip(operation.letters(name), spec_of[name], strict=True):
             for k in axes:
                 divides[k][name] = letter
                 order.setdefault(letter, []).append(k)
-    chosen = [_cheapest(problem, shapes, nbytes, *item) for item in zip(divides, mesh, strict=True)]
+    chosen = [
+        _cheapest(operation, shapes, nbytes, *item) for item in zip(divides, mesh, strict=True)
+    ]
     over: dict[Letter, MeshAxes] = {
         letter: tuple([k for k in dict.fromkeys(axes) if chosen[k] == letter])
         for letter, axes in order.items()
         if letter is not None
     }
-    return Layout(problem, shapes, mesh, over)
+    return Layout(operation, shapes, mesh, over)
 
 
 def _cheapest(
-    problem: Problem,
+    operation: Operation,
     shapes: dict[str, tuple[int, ...]],
     nbytes: dict[str, int],
     divides: dict[str, Letter],
@@ -211,16 +218,18 @@ def _cheapest(
     """
     costs: dict[Letter, float] = {}
     for letter in divides.values():
-        of = {name: problem.letters(name) for name in problem.arrays}
+        of = {name: operation.letters(name) for name in operation.arrays}
         extents = [shapes[name][of[name].index(letter)] for name in of if letter in of[name]]
         if letter is None or min(extents) == 1:
             continue
         cost = 0.0
         for name, size in nbytes.items():
             as_it_is = name in divides and divides[name] == letter
-            if name == problem.face and problem.summed(letter):
+            if name == operation.result and operation.summed(letter):
                 cost += 2 * size
-            elif name == problem.face and not as_it_is:  # the parts change hands, or all get all
+            elif (
+                name == operation.result and not as_it_is
+            ):  # the parts change hands, or all get all
                 cost += size if name in divides else parts * size
             elif name in divides and not as_it_is:
                 cost += size if letter in of[name] else parts * size
@@ -304,27 +313,28 @@ def _orders(items: Sequence[int]) -> Iterator[tuple[int, ...]]:
 
 def _share(layout: Layout, compute: Compute, x: jax.Array, y: jax.Array) -> jax.Array:
     """A device's part of the result, of its parts of the operands."""
-    problem = layout.problem
-    face, dtype = problem.face, problem.dtype
+    operation = layout.operation
+    face, dtype = operation.face, operation.dtype
     _, total = summed_in(x.dtype, y.dtype, dtype)
-    with _compat.exactly(x.dtype, y.dtype, total, dtype):
+    with _compat.x64_scope(x.dtype, y.dtype, total, dtype):
         operands = dict(zip(OPERANDS[face], (x, y), strict=True))
         for name in operands:
             operands[name] = _within(layout, name, operands[name])
-        axes, own = list(problem.axes), {}
+        axes, own = list(operation.axes), {}
         for k, axis in enumerate(axes):
             if layout.parts(k) > 1:
                 rows = Rows(layout, k, axis)
-                name, at = "lhs" if face == "out" else "out", 1 + k
-                if face == "out":
+                value, at = face == "value", 1 + k
+                name = "lhs" if value else "out"
+                if value:
                     axes[k], starts, own[at] = rows.of_the_output()
                 else:
                     axes[k], starts = rows.of_lhs()
-                count = axes[k].size if face == "out" else axes[k].out
+                count = axes[k].size if value else axes[k].out
                 operands[name] = rows.taken(operands[name], at, starts, count)
         x, y = operands.values()
         summed = [letter for letter in layout.over if layout.over[letter]]
-        summed = [letter for letter in summed if problem.summed(letter)]
+        summed = [letter for letter in summed if operation.summed(letter)]
         result = compute(x, y, tuple(axes), total if summed else dtype)
         for at, (starts, count) in own.items():
             result = _from(result, at, starts, count)
@@ -339,11 +349,11 @@ def _within(layout: Layout, name: str, x: jax.Array) -> jax.Array:
 
     It is read where it is summed over, or as another device's rows.
     """
-    for at, letter in enumerate(layout.problem.letters(name)):
+    for at, letter in enumerate(layout.operation.letters(name)):
         size, held = layout.shapes[name][at], x.shape[at]
         if size == held * layout.parts(letter):
             continue
-        if isinstance(letter, int) or layout.problem.summed(letter):
+        if isinstance(letter, int) or layout.operation.summed(letter):
             left = _own([size - part * held for part in layout.part(letter)])
             inside = lax.broadcasted_iota(jnp.int32, x.shape, at) < left
             x = lax.select(inside, x, lax.full_like(x, 0))

@@ -1,6 +1,6 @@
-"""Picks the lowering of a call: estimates, for the platform, the cost of each that can make it.
+"""Picks the config of a problem: estimates, for the platform, the cost of each that can make it.
 
-Lowerings whose intermediates are too large drop out. So do those whose estimate is clearly above
+Configs whose intermediates are too large drop out. So do those whose estimate is clearly above
 the least, and those that are not clearly faster than XLA's own program, which is "dilated". The
 rest count as equally fast, and the one with the smallest intermediates is picked.
 The two gradients of a call are picked as a pair: they may share what both make of the cotangent.
@@ -12,174 +12,188 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from jaxconvt._call import FACES, Call, Choice, Work
 from jaxconvt._costs import Cost
 from jaxconvt._lowerings import GENERAL, LOWERINGS, XLAS, Lowering
-
-IMPLEMENTATIONS = (*LOWERINGS, "auto")
+from jaxconvt._problem import GRADIENTS, Config, Problem, Work
 
 SMALL = 32 * 2**20  # bytes of intermediates that are never too many
 
+Configs = tuple[Config, ...]  # of one face, or of both gradients
 
-def candidates(call: Call, implementation: str = "auto") -> list[Choice]:
-    """The forms to pick from, in order of preference among equals; never none.
 
-    A lowering asked for by name may lack a face, a call that transformations have changed, or one
-    that devices divide. The general one then makes it.
+def candidates(problem: Problem, implementation: str = "auto") -> list[Config]:
+    """Return the configs to pick from, in order of preference among equals; never none.
+
+    A lowering asked for by name may lack a face, a problem that transformations have changed, or
+    one that devices divide. The general one then makes it.
     """
-    asked = [LOWERINGS[implementation]] if implementation != "auto" else _considered(call.platform)
-    forms = [form for lowering in asked for form in lowering.forms(made_by(lowering, call))]
-    return forms or list(GENERAL.forms(made_by(GENERAL, call)))
+    asked = (
+        [LOWERINGS[implementation]]
+        if implementation != "auto"
+        else [x for x in LOWERINGS.values() if not x.platforms or problem.platform in x.platforms]
+    )
+    forms = [form for lowering in asked for form in lowering.forms(made_by(lowering, problem))]
+    return forms or list(GENERAL.forms(made_by(GENERAL, problem)))
 
 
-def _considered(platform: str) -> list[Lowering]:
-    return [of for of in LOWERINGS.values() if not of.platforms or platform in of.platforms]
+def made_by(lowering: Lowering, problem: Problem) -> Problem:
+    """Return the problem as a lowering makes it: with axes of one tap in the batch.
 
-
-def made_by(lowering: Lowering, call: Call) -> Call:
-    """The call as the lowering makes it: one that is given arrays as they are has all its axes.
-
-    XLA's CPU backend is no faster at convolutions of one dimension than at those of two.
+    One that is given arrays as they are has all axes. XLA's CPU backend is no faster at
+    convolutions of one dimension than at those of two.
     """
     if lowering.as_given:
-        return call
-    return call.folded(2 if lowering.convolves and call.platform == "cpu" else 0)
+        return problem
+    return problem.folded(2 if lowering.convolves and problem.platform == "cpu" else 0)
 
 
-def work(call: Call, choice: Choice) -> Work:
-    """Of one chunk of the batch."""
-    return LOWERINGS[choice.name].work(_chunk(call, choice), choice)
+def work(problem: Problem, config: Config) -> Work:
+    """Return the work of one chunk of the batch."""
+    return LOWERINGS[config.name].work(_chunk(problem, config), config)
 
 
-def _chunk(call: Call, choice: Choice) -> Call:
-    call = made_by(LOWERINGS[choice.name], call)
-    return call._replace(n=call.n // choice.chunks)
+def _chunk(problem: Problem, config: Config) -> Problem:
+    problem = made_by(LOWERINGS[config.name], problem)
+    return problem._replace(batch=problem.batch // config.chunks)
 
 
-def temp(call: Call, choice: Choice, made: Work, cost: Cost) -> int:
-    """Bytes of all intermediates, about as XLA was seen to allocate them."""
-    call = made_by(LOWERINGS[choice.name], call)
-    size = call.parts * made.temp
-    if choice.chunks > 1:  # a loop takes whole arrays, transposed before it, and after it
-        size += sum([call.held(array) for array in ("lhs", "out") if call.turned(array)])
-        size += cost.carried(call)
+def temp_bytes(problem: Problem, config: Config, work: Work, cost: Cost) -> int:
+    """Return the bytes of all intermediates, about as XLA was seen to allocate them."""
+    problem = made_by(LOWERINGS[config.name], problem)
+    size = problem.parts * work.temp_bytes
+    if config.chunks > 1:  # a loop takes whole arrays, transposed before it, and after it
+        size += sum([problem.held(array) for array in ("lhs", "out") if problem.turned(array)])
+        size += cost.carried(problem)
     return size
 
 
-def seconds_of(call: Call, choice: Choice, made: Work, cost: Cost) -> float:
-    return choice.chunks * cost.seconds(_chunk(call, choice), made, choice.chunks > 1)
+def seconds_of(problem: Problem, config: Config, work: Work, cost: Cost) -> float:
+    """Return the estimated seconds of all chunks."""
+    return config.chunks * cost.seconds(_chunk(problem, config), work, config.chunks > 1)
 
 
-def widened(call: Call, cost: Cost) -> Call:
-    """The call with elements as wide as those of its intermediates."""
-    return call._replace(itemsize=max(call.itemsize, cost.width))
+def widened(problem: Problem, cost: Cost) -> Problem:
+    """Return the problem with elements as wide as those of its intermediates."""
+    return problem._replace(itemsize=max(problem.itemsize, cost.width))
 
 
-def fitting(call: Call, implementation: str, cost: Cost) -> dict[Choice, float]:
-    """The candidates whose intermediates fit, with their estimated seconds.
+class Estimate(NamedTuple):
+    """What is estimated of one config of a face, or of one config of each gradient together.
+
+    It has the `seconds`, the bytes of intermediates (`temp_bytes`), whether those are few enough
+    (`fits`), what the compiler makes of it (`compiled_as`), and the seconds that gradients save
+    by what they share (`saved`).
+    """
+
+    seconds: float
+    temp_bytes: int
+    fits: bool = True
+    compiled_as: str = ""
+    saved: float = 0.0
+
+
+@lru_cache(maxsize=4096)
+def _estimated(
+    problem: Problem, cost: Cost, implementation: str
+) -> tuple[dict[Config, Estimate], dict[Config, Work]]:
+    """Estimate each candidate, and say what it does."""
+    problem = widened(problem, cost)
+    works = {config: work(problem, config) for config in candidates(problem, implementation)}
+    times = {config: seconds_of(problem, config, made, cost) for config, made in works.items()}
+    sizes = {config: temp_bytes(problem, config, made, cost) for config, made in works.items()}
+    fit = _fitting(problem, times, sizes)
+    estimates = {
+        config: Estimate(
+            times[config],
+            sizes[config],
+            config in fit,
+            cost.compiled_as(_chunk(problem, config), made),
+        )
+        for config, made in works.items()
+    }
+    return estimates, works
+
+
+def _fitting(
+    problem: Problem, times: dict[Config, float], sizes: dict[Config, int]
+) -> Sequence[Config]:
+    """Return the candidates whose intermediates fit.
 
     Intermediates of up to four times the operands and the result fit. Where that limit would
     cost more than half of the speed, it is 8 times, or else 16 times.
     """
-    works = {choice: work(call, choice) for choice in candidates(call, implementation)}
-    times = {choice: seconds_of(call, choice, made, cost) for choice, made in works.items()}
-    sizes = {choice: temp(call, choice, made, cost) for choice, made in works.items()}
-    held = sum(map(call.held, ("lhs", "rhs", "out")))
+    held = sum(map(problem.held, ("lhs", "rhs", "out")))
     for limit in (4, 8, 16):
-        fit = {
-            choice: times[choice] for choice in times if sizes[choice] <= max(limit * held, SMALL)
-        }
-        if fit and min(fit.values()) <= 2 * min(times.values()):
+        fit = [config for config in times if sizes[config] <= max(limit * held, SMALL)]
+        if fit and min([times[config] for config in fit]) <= 2 * min(times.values()):
             return fit
-    least = min(times, key=lambda choice: sizes[choice])
-    return fit or {least: times[least]}
+    return fit or [min(times, key=lambda config: sizes[config])]
 
 
-@lru_cache(maxsize=4096)
-def _choose(implementation: str, cost: Cost, call: Call, both_gradients: bool) -> Choice:
-    faces = FACES[1:] if both_gradients and call.face != "out" else (call.face,)
-    calls = [widened(call._replace(face=face), cost) for face in faces]
-    pairs = pair_estimates(calls, implementation, cost)
-    if len(faces) > 1 and not any(pair.saved for pair in pairs.values()):
-        return _choose(implementation, cost, call, False)  # neither makes up for the other
-    # Among estimates that can't be told apart: first those that share, then the smallest `temp`.
-    least = min(pairs, key=lambda picks: pairs[picks].weighed)
-    most = cost.trusted * pairs[least].weighed
-    near = {picks: pair for picks, pair in pairs.items() if pair.weighed <= most}
-    if len(faces) == 1:  # XLA's own program has had its margin: it stays, or it goes
-        near = {picks: pair for picks, pair in near.items() if (XLAS in picks) == (XLAS in least)}
-    best = min(near, key=lambda picks: (near[picks].saved <= 0, near[picks].temp))
-    return best[faces.index(call.face)]
-
-
-class Pair(NamedTuple):
-    """What is estimated of one face, or of both gradients together."""
-
-    seconds: float
-    temp: int  # bytes of intermediates
-    saved: float  # seconds that both save by what they share
-    weighed: float  # seconds, with the margin by which XLA's own program is preferred
+def estimates(problem: Problem, cost: Cost, implementation: str = "auto") -> dict[Config, Estimate]:
+    """Return the estimate of each candidate, the fastest first."""
+    estimated, _ = _estimated(problem, cost, implementation)
+    return dict(sorted(estimated.items(), key=lambda item: item[1].seconds))
 
 
 def pair_estimates(
-    calls: Sequence[Call], implementation: str, cost: Cost
-) -> dict[tuple[Choice, ...], Pair]:
-    """The estimate of every combination of fitting forms, one form for each call."""
-    times = [fitting(call, implementation, cost) for call in calls]
-    made = [{pick: work(call, pick) for pick in of} for call, of in zip(calls, times, strict=True)]
+    problems: Sequence[Problem], cost: Cost, implementation: str = "auto"
+) -> dict[Configs, Estimate]:
+    """Return the estimate of every combination of fitting configs, one for each problem."""
+    estimated = [_estimated(problem, cost, implementation) for problem in problems]
+    fitting = [[config for config in of if of[config].fits] for of, _ in estimated]
     result = {}
-    for picks in itertools.product(*times):
-        works = [of[pick] for of, pick in zip(made, picks, strict=True)]
+    for configs in itertools.product(*fitting):
+        works = [of[config] for (_, of), config in zip(estimated, configs, strict=True)]
         saved = 0.0
         # XLA makes once what both make of the cotangent.
-        alike = len({work.view for work in works}) == 1 and min([w.viewed for w in works]) > 0
-        if len(works) > 1 and alike and all(pick.chunks == 1 for pick in picks):
-            saved = cost.shared(calls[0], works)
-        each = [of[pick] for of, pick in zip(times, picks, strict=True)]
-        seconds = sum(each) - saved
-        xlas = sum([t for t, pick in zip(each, picks, strict=True) if pick == XLAS])
-        weighed = xlas + cost.margin * (seconds - xlas)
-        result[picks] = Pair(seconds, sum([work.temp for work in works]), saved, weighed)
+        alike = len({made.shared for made in works}) == 1 and min([w.shared_bytes for w in works])
+        if len(works) > 1 and alike and all(config.chunks == 1 for config in configs):
+            saved = cost.shared(widened(problems[0], cost), works)
+        times = [of[config].seconds for (of, _), config in zip(estimated, configs, strict=True)]
+        size = sum([made.temp_bytes for made in works])
+        result[configs] = Estimate(sum(times) - saved, size, saved=saved)
     return result
 
 
-def choose(implementation: str, cost: Cost, call: Call, both_gradients: bool) -> Choice:
-    """The lowering of one face of one call.
+def choose(implementation: str, cost: Cost, problem: Problem, both_gradients: bool) -> Config:
+    """Return the config of one face of one call.
 
     If both gradients are taken they are chosen together: they may share work.
     """
-    if not call.static:  # nothing is estimated: whatever works for every size
-        return candidates(call, implementation)[0]
-    return _choose(implementation, cost, call, both_gradients)
+    if not problem.static:  # nothing is estimated: whatever works for every size
+        return candidates(problem, implementation)[0]
+    return _choose(implementation, cost, problem, both_gradients)
 
 
-def can_make(call: Call, choice: Choice, cost: Cost) -> bool:
-    """Whether a lowering can make a call in this form."""
-    return choice in candidates(widened(call, cost), choice.name)
+def _choose(implementation: str, cost: Cost, problem: Problem, both_gradients: bool) -> Config:
+    faces = GRADIENTS if both_gradients and problem.face in GRADIENTS else (problem.face,)
+    problems = tuple([problem._replace(face=face) for face in faces])
+    return _chosen(implementation, cost, problems)[faces.index(problem.face)]
 
 
-class Estimate(NamedTuple):
-    """Of one candidate: what `_choose` goes by, and what the compiler makes of it."""
+@lru_cache(maxsize=4096)
+def _chosen(implementation: str, cost: Cost, problems: tuple[Problem, ...]) -> Configs:
+    pairs = pair_estimates(problems, cost, implementation)
+    if len(problems) > 1 and not any(pair.saved for pair in pairs.values()):
+        # Neither makes up for the other.
+        return tuple([_chosen(implementation, cost, (problem,))[0] for problem in problems])
+    own = [_estimated(problem, cost, implementation)[0] for problem in problems]
 
-    seconds: float
-    temp: int  # bytes of intermediates
-    fits: bool  # whether those are few enough
-    becomes: str
+    def weighed(configs: Configs) -> float:
+        """Seconds, with the margin by which XLA's own program is preferred."""
+        each = zip(own, configs, strict=True)
+        xlas = sum([of[config].seconds for of, config in each if config == XLAS])
+        return xlas + cost.margin * (pairs[configs].seconds - xlas)
+
+    # Among estimates that can't be told apart: first those that share, then the smallest.
+    least = min(pairs, key=weighed)
+    near = [c for c in pairs if weighed(c) <= cost.rel_tolerance * weighed(least)]
+    if len(problems) == 1:  # XLA's own program has had its margin: it stays, or it goes
+        near = [configs for configs in near if (XLAS in configs) == (XLAS in least)]
+    return min(near, key=lambda configs: (pairs[configs].saved <= 0, pairs[configs].temp_bytes))
 
 
-def estimates(call: Call, cost: Cost) -> dict[Choice, Estimate]:
-    """Those of each candidate, the fastest first."""
-    call = widened(call, cost)
-    fit = fitting(call, "auto", cost)
-    result = {}
-    for choice in candidates(call):
-        made = work(call, choice)
-        time, size = seconds_of(call, choice, made, cost), temp(call, choice, made, cost)
-        becomes = cost.becomes(_chunk(call, choice), made)
-        result[choice] = Estimate(time, size, choice in fit, becomes)
-    return dict(sorted(result.items(), key=lambda item: item[1].seconds))
-
-
-def gradients_estimate(calls: Sequence[Call], picks: Sequence[Choice], cost: Cost) -> Pair:
-    """That of both gradients, by these choices."""
-    return pair_estimates([widened(call, cost) for call in calls], "auto", cost)[tuple(picks)]
+def can_make(problem: Problem, config: Config, cost: Cost) -> bool:
+    """Whether a lowering can make a problem in this form."""
+    return config in candidates(widened(problem, cost), config.name)

@@ -12,18 +12,18 @@ import jax.numpy as jnp
 from jax import lax
 from jaxlib.version import __version__ as jaxlib_version
 
-from jaxconvt._call import Choice
 from jaxconvt._geometry import Axes, Axis, Size
 from jaxconvt._lowerings import LOWERINGS
+from jaxconvt._problem import Config, Sizes
 from jaxconvt._words import of_a_file, shorten, show
 
 VERSION = 3  # of the text that `Tuning.dumps` makes
 
 # What is measured: a face, or both gradients together.
 TITLES = {
-    "out": "value",
-    "lhs": "lhs gradient",
-    "rhs": "rhs gradient",
+    "value": "value",
+    "input_grad": "input gradient",
+    "kernel_grad": "kernel gradient",
     "gradients": "both gradients",
 }
 
@@ -33,53 +33,58 @@ WALL, DEVICE = "wall", "device"
 CLOCKS = {WALL: "the wall clock", DEVICE: "the device's clock"}
 
 
-class Case(NamedTuple):
+class TuningKey(NamedTuple):
     """All that decides what a call costs on one device, in the letters of `_primitive`."""
 
     what: str  # of `TITLES`
     axes: Axes
-    n: int
-    g: int
-    i: int
-    j: int
+    batch: int
+    groups: int
+    in_channels: int
+    out_channels: int
     lhs: str  # dtypes ...
     rhs: str
     out: str
     precision: str  # ... and how products are made, as `precision_text` has it
-    flipped: bool  # how rhs is stored, and where the user's arrays have their axes
+    forward_kernel: bool  # how rhs is stored, and where the user's arrays have their axes
     dimension_numbers: lax.ConvDimensionNumbers
+
+    @property
+    def sizes(self) -> Sizes:
+        """The sizes of the letters."""
+        return Sizes(self.batch, self.groups, self.in_channels, self.out_channels)
 
     def __str__(self) -> str:
         size, taps, strides, dilation = (
             tuple([getattr(axis, name) for axis in self.axes])
             for name in ("size", "taps", "stride", "dilation")
         )
-        lhs = (self.n, *size, self.g * self.i)
-        rhs = (*taps, self.i, self.g * self.j)
+        lhs = (self.batch, *size, self.groups * self.in_channels)
+        rhs = (*taps, self.in_channels, self.groups * self.out_channels)
         text = f"{TITLES[self.what]} of lhs {lhs}, rhs {rhs}, strides {strides}"
         if any(d != 1 for d in dilation):
             text += f", dilation {dilation}"
         dtypes = dict.fromkeys((self.lhs, self.rhs, self.out))  # each once, in order
-        text += f", groups {self.g}" if self.g > 1 else ""
+        text += f", groups {self.groups}" if self.groups > 1 else ""
         text += f", {'/'.join(dtypes)}"
         return text + (f", precision {self.precision}" if self.precision else "")
 
 
-class Pick(NamedTuple):
+class Measurement(NamedTuple):
     """What was measured of one case."""
 
-    case: Case
-    choices: tuple[Choice, ...]  # the fastest: one, or those of both gradients
+    key: TuningKey
+    configs: tuple[Config, ...]  # the fastest: one, or those of both gradients
     seconds: float
     default_seconds: float  # of jax.lax's own lowering, or of another where that can't be made
     left_out: tuple[str, ...] = ()  # candidates that failed or returned other numbers, and how
     clock: str = WALL  # of `CLOCKS`
 
     def __str__(self) -> str:
-        names = tuple(dict.fromkeys(map(str, self.choices)))
+        names = tuple(dict.fromkeys(map(str, self.configs)))
         times = f"{self.default_seconds * 1e3:11.3f}{self.seconds * 1e3:11.3f}"
         faster = self.default_seconds / self.seconds if self.seconds else 1.0
-        lines = [f"{times}{faster:8.2f}x  {self.case}: {', '.join(names)}"]
+        lines = [f"{times}{faster:8.2f}x  {self.key}: {', '.join(names)}"]
         lines += [f"{'':33}left out: {reason}" for reason in self.left_out]
         return "\n".join(lines)
 
@@ -90,7 +95,7 @@ class Tuning:
 
     A call that was not measured uses "auto". `backend` is the platform that was measured ("cpu",
     "cuda", "rocm" or "tpu"). `device_kind` is JAX's name of the device. `jax` and `jaxlib` are
-    their versions. `picks` is what was measured, in a stable order, each with its `clock`: "device"
+    their versions. `measurements` is what was measured, in a stable order, each with its `clock`: "device"
     is the time in which the device ran kernels, and "wall" that of calls. `print` shows a table.
     `a | b` merges two tunings of one device; where both have a call, that of `b` counts. `dumps`
     writes a tuning as text, and `loads` reads it.
@@ -107,21 +112,21 @@ class Tuning:
     device_kind: str
     jax: str
     jaxlib: str
-    picks: tuple[Pick, ...] = ()
+    measurements: tuple[Measurement, ...] = ()
 
     def __post_init__(self) -> None:
-        last = {pick.case: pick for pick in self.picks}
+        last = {measurement.key: measurement for measurement in self.measurements}
         whats = list(TITLES)
-        order = sorted(last, key=lambda case: (case[1:], whats.index(case.what)))
-        object.__setattr__(self, "picks", tuple([last[case] for case in order]))
+        order = sorted(last, key=lambda key: (key[1:], whats.index(key.what)))
+        object.__setattr__(self, "measurements", tuple([last[key] for key in order]))
 
     @cached_property
-    def _index(self) -> dict[Case, Pick]:
-        return {pick.case: pick for pick in self.picks}
+    def _index(self) -> dict[TuningKey, Measurement]:
+        return {measurement.key: measurement for measurement in self.measurements}
 
     @cached_property
     def _hash(self) -> int:
-        return hash((self.backend, self.device_kind, self.jax, self.jaxlib, self.picks))
+        return hash((self.backend, self.device_kind, self.jax, self.jaxlib, self.measurements))
 
     def __hash__(self) -> int:
         return self._hash
@@ -134,7 +139,10 @@ class Tuning:
 
     def _counts(self) -> str:
         """How many picks there are, and of how many calls: a step has up to three of one."""
-        measurements, layers = len(self.picks), len({pick.case[1:] for pick in self.picks})
+        measurements, layers = (
+            len(self.measurements),
+            len({measurement.key[1:] for measurement in self.measurements}),
+        )
         return (
             f"{measurements} measurement{'s' * (measurements != 1)} of "
             f"{layers} layer{'s' * (layers != 1)}"
@@ -142,7 +150,9 @@ class Tuning:
 
     def __str__(self) -> str:
         clocks = [
-            title for clock, title in CLOCKS.items() if clock in {p.clock for p in self.picks}
+            title
+            for clock, title in CLOCKS.items()
+            if clock in {p.clock for p in self.measurements}
         ]
         by = f", by {' and '.join(clocks)}" if clocks else ""
         head = (
@@ -150,7 +160,7 @@ class Tuning:
             f"JAX {self.jax}, jaxlib {self.jaxlib}{by}\n"
             f"{'jax.lax, ms':>11}{'tuned, ms':>11}{'faster':>9}"
         )
-        return "\n".join([head, *map(str, self.picks)])
+        return "\n".join([head, *map(str, self.measurements)])
 
     def __or__(self, other: "Tuning") -> "Tuning":
         if not isinstance(other, Tuning):
@@ -162,11 +172,11 @@ class Tuning:
                     f"tunings to be merged must be of one {name}, got {show(mine)} and "
                     f"{show(theirs)}; keep one file for each."
                 )
-        return replace(self, picks=self.picks + other.picks)
+        return replace(self, measurements=self.measurements + other.measurements)
 
-    def choice(
-        self, case: Case, both_gradients: bool, platform: str, device_kind: str
-    ) -> Choice | None:
+    def config(
+        self, key: TuningKey, both_gradients: bool, platform: str, device_kind: str
+    ) -> Config | None:
         """What was found for a face, or None; warns, once, if that was elsewhere."""
         if platform != self.backend:
             self._warn("backend", self.backend, platform)
@@ -175,12 +185,12 @@ class Tuning:
             self._warn("device", self.device_kind, device_kind)
         if self.jaxlib != jaxlib_version:
             self._warn("jaxlib", self.jaxlib, jaxlib_version)
-        gradients = {"lhs": 0, "rhs": 1}
-        pair = self._index.get(case._replace(what="gradients"))
-        if both_gradients and case.what in gradients and pair:
-            return pair.choices[gradients[case.what]]
-        pick = self._index.get(case)
-        return pick.choices[0] if pick else None
+        gradients = {"input_grad": 0, "kernel_grad": 1}
+        pair = self._index.get(key._replace(what="gradients"))
+        if both_gradients and key.what in gradients and pair:
+            return pair.configs[gradients[key.what]]
+        measurement = self._index.get(key)
+        return measurement.configs[0] if measurement else None
 
     def _warn(self, what: str, measured: str, used: str) -> None:
         about = self.backend, self.device_kind, self.jaxlib, what, used
@@ -204,9 +214,11 @@ class Tuning:
             **{field.name: getattr(self, field.name) for field in fields(self)[:-1]},
         }
         lines = [f" {json.dumps(name)}: {json.dumps(value)}," for name, value in head.items()]
-        picks = ",\n".join([f"  {json.dumps(_to_json(pick))}" for pick in self.picks])
-        picks = f"\n{picks}\n " if picks else ""
-        return "\n".join(["{", *lines, f' "picks": [{picks}]', "}", ""])
+        measurements = ",\n".join(
+            [f"  {json.dumps(_to_json(measurement))}" for measurement in self.measurements]
+        )
+        measurements = f"\n{measurements}\n " if measurements else ""
+        return "\n".join(["{", *lines, f' "measurements": [{measurements}]', "}", ""])
 
     @staticmethod
     def loads(text: str) -> "Tuning":
@@ -235,12 +247,14 @@ class Tuning:
                 f"{show(version)}; measure again with jaxconvt.autotune."
             )
         try:
-            picks = tuple([_from_json(pick) for pick in data.pop("picks")])
-            if len({pick.case for pick in picks}) < len(picks):
+            measurements = tuple(
+                [_from_json(measurement) for measurement in data.pop("measurements")]
+            )
+            if len({measurement.key for measurement in measurements}) < len(measurements):
                 raise ValueError("a call twice")
             if not all(isinstance(value, str) for value in data.values()):
                 raise TypeError(f"names must be strings, got {show(data)}")
-            return Tuning(**data, picks=picks)
+            return Tuning(**data, measurements=measurements)
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as e:
             raise ValueError(
                 f"text must be what Tuning.dumps made, got a wrong or missing entry: "
@@ -254,54 +268,60 @@ _warned: set[tuple[str, ...]] = set()
 # JSON
 
 
-def _to_json(pick: Pick) -> dict[str, Any]:
-    case = pick.case._asdict() | {"axes": [axis._asdict() for axis in pick.case.axes]}
+def _to_json(measurement: Measurement) -> dict[str, Any]:
+    key = measurement.key._asdict() | {"axes": [axis._asdict() for axis in measurement.key.axes]}
     return {
-        **case,
-        "choices": [choice._asdict() for choice in pick.choices],
-        "seconds": pick.seconds,
-        "default_seconds": pick.default_seconds,
-        "left_out": list(pick.left_out),
+        **key,
+        "configs": [config._asdict() for config in measurement.configs],
+        "seconds": measurement.seconds,
+        "default_seconds": measurement.default_seconds,
+        "left_out": list(measurement.left_out),
         # Texts of the wall clock are as they were when there was no other.
-        **({} if pick.clock == WALL else {"clock": pick.clock}),
+        **({} if measurement.clock == WALL else {"clock": measurement.clock}),
     }
 
 
-def _from_json(data: dict[str, Any]) -> Pick:
+def _from_json(data: dict[str, Any]) -> Measurement:
     data = dict(data.items())
     axes = tuple([_typed(Axis, axis) for axis in data.pop("axes")])
     layout = _layout(data.pop("dimension_numbers"), len(axes) + 2)
-    choices = tuple([_typed(Choice, choice) for choice in data.pop("choices")])
+    configs = tuple([_typed(Config, config) for config in data.pop("configs")])
     times = [data.pop(name) for name in ("seconds", "default_seconds")]
     if any(type(time) not in (int, float) for time in times):
         raise TypeError(f"seconds {show(times[0])} and {show(times[1])}")
     seconds, default_seconds = map(float, times)
     left_out, clock = data.pop("left_out"), data.pop("clock", WALL)
-    case = _typed(Case, {"axes": axes, "dimension_numbers": layout, **data})
-    if case.what not in TITLES:
-        raise ValueError(f"what {show(case.what)}")
-    if len(choices) != (2 if case.what == "gradients" else 1):
-        raise ValueError(f"{len(choices)} choices")
+    key = _typed(TuningKey, {"axes": axes, "dimension_numbers": layout, **data})
+    if key.what not in TITLES:
+        raise ValueError(f"what {show(key.what)}")
+    if len(configs) != (2 if key.what == "gradients" else 1):
+        raise ValueError(f"{len(configs)} configs")
     if not isinstance(left_out, list) or not all(isinstance(reason, str) for reason in left_out):
         raise ValueError(f"left_out {show(left_out)}")
     if clock not in tuple(CLOCKS):
         raise ValueError(f"clock {show(clock)}")
     if not all(math.isfinite(s) and s >= 0 for s in (seconds, default_seconds)):
         raise ValueError(f"seconds {seconds} and {default_seconds}")
-    sizes = [case.n, case.g, case.i, case.j, *[s for a in axes for s in (a.size, a.taps)]]
+    sizes = [
+        key.batch,
+        key.groups,
+        key.in_channels,
+        key.out_channels,
+        *[s for a in axes for s in (a.size, a.taps)],
+    ]
     if min(sizes) < 0:
         raise ValueError("a size below 0")
     if max(sizes) >= 2**63:
         raise ValueError("a size of more than 64 bits")
     if any(min(a.stride, a.dilation) < 1 for a in axes):
         raise ValueError("a stride or dilation below 1")
-    for choice in choices:
-        known = choice.name in LOWERINGS and 0 <= choice.gathered <= len(axes)
-        if not known or choice.chunks < 1:
-            raise ValueError(f"the lowering {choice}")
-    for dtype in (case.lhs, case.rhs, case.out):
+    for config in configs:
+        known = config.name in LOWERINGS and 0 <= config.gathered <= len(axes)
+        if not known or config.chunks < 1:
+            raise ValueError(f"the lowering {config}")
+    for dtype in (key.lhs, key.rhs, key.out):
         jnp.dtype(dtype)  # or a TypeError
-    return Pick(case, choices, seconds, default_seconds, tuple(left_out), clock)
+    return Measurement(key, configs, seconds, default_seconds, tuple(left_out), clock)
 
 
 def _layout(specs: Any, ndim: int) -> lax.ConvDimensionNumbers:
@@ -322,7 +342,34 @@ def _typed(kind: Any, data: dict[str, Any]) -> Any:
     return result
 
 
-# How cases are described
+# How keys are described
+
+
+def key_of(
+    *,
+    face: str,
+    axes: Axes,
+    sizes: Sizes,
+    dtypes: tuple[Any, Any, Any],
+    precision: Any,
+    default_precision: Any,
+    forward_kernel: bool,
+    dimension_numbers: lax.ConvDimensionNumbers,
+    **_: Any,
+) -> TuningKey:
+    """Return what a `Tuning` knows a face by, given parameters of the primitive."""
+    lhs, rhs, out = [jnp.dtype(dtype).name for dtype in dtypes]
+    return TuningKey(
+        what=face,
+        axes=axes,
+        **sizes._asdict(),
+        lhs=lhs,
+        rhs=rhs,
+        out=out,
+        precision=precision_text(precision, default_precision),
+        forward_kernel=forward_kernel,
+        dimension_numbers=dimension_numbers,
+    )
 
 
 def precision_text(precision: Any, default_precision: Any) -> str:

@@ -27,15 +27,15 @@ from jax.sharding import PartitionSpec as P
 from jaxconvt import (
     IMPLEMENTATIONS,
     _compat,
-    _layout,
+    _dispatch,
     _partition,
     _plan,
     autotune,
     conv_transpose,
     explain,
 )
-from jaxconvt._call import Choice
 from jaxconvt._layers import BY_NAME
+from jaxconvt._problem import Config
 from tests import util
 from tests.cases import case
 
@@ -137,7 +137,7 @@ def collectives(program):
 
 
 def assert_close(got, want, name=""):
-    for label, x, y in zip(("value", "lhs gradient", "rhs gradient"), got, want, strict=False):
+    for label, x, y in zip(("value", "input_grad", "kernel_grad"), got, want, strict=False):
         atol = 1e-5 * max(np.abs(y).max(initial=0), 1)
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=atol, err_msg=f"{label} {name}")
 
@@ -192,21 +192,21 @@ class ShardedTest(parameterized.TestCase):
 
         def choose(implementation, cost, call, both_gradients):
             asked.append(call)
-            return Choice("col2im", chunks=2 if call.single_device else 1)
+            return Config("col2im", chunks=2 if call.single_device else 1)
 
         with mock.patch.object(_plan, "_choose", choose):
             divided = jax.device_put((LHS, RHS), (sharding(P("b")), sharding(P())))
             program = jax.jit(function("auto")).lower(*divided).compile()
         assert_close([program(*divided)], one_device("dilated")[0])
         self.assertEqual("while" in program.as_text(), _compat.HAS_PARTITIONING)
-        self.assertEqual([call.n for call in asked], [2 if _compat.HAS_PARTITIONING else 8])
+        self.assertEqual([call.batch for call in asked], [2 if _compat.HAS_PARTITIONING else 8])
 
     @parameterized.product(implementation=("col2im", "auto"), layer=("dcgan_64", "vnet"))
     def test_divided_output_channels_are_summed_once(self, implementation, layer):
-        # In the lhs gradient, as it is and not what is folded to it, as one device would have it.
+        # In the input gradient, as it is and not what is folded to it, as one device would have it.
         call = BY_NAME[layer]._replace(out=256).call()
         alone = explain(call.lhs, call.rhs, platform="cpu", **call.kwargs)
-        self.assertNotIn(alone.choices["lhs gradient"], ("dilated", "col2im"))
+        self.assertNotIn(alone.configs["input_grad"], ("dilated", "col2im"))
         f = functools.partial(conv_transpose, implementation=implementation, **call.kwargs)
         last = P(*[None] * (len(call.lhs.shape) - 1), ("a", "b"))
         out = jax.eval_shape(f, call.lhs, call.rhs)
@@ -522,11 +522,13 @@ class PartitionTest(parameterized.TestCase):
         f = functools.partial(conv_transpose, implementation="auto", **ARGUMENTS)
         held = jax.ShapeDtypeStruct((1, *LHS.shape[1:]), LHS.dtype)
         tuning = autotune(f, held, RHS, seconds=0.0)
-        (pick,) = tuning.picks
+        (pick,) = tuning.measurements
         found = {}
         for name in ("polyphase", "col2im"):
-            picks = (pick._replace(choices=(Choice(name),)),)
-            pinned = functools.partial(f, implementation=dataclasses.replace(tuning, picks=picks))
+            picks = (pick._replace(configs=(Config(name),)),)
+            pinned = functools.partial(
+                f, implementation=dataclasses.replace(tuning, measurements=picks)
+            )
             program = compiled(pinned, (P("ab"), P()))
             found[name] = " convolution(" in program.as_text()
             assert_close([program(LHS, RHS)], one_device("dilated")[0][:1])
@@ -536,7 +538,7 @@ class PartitionTest(parameterized.TestCase):
     def test_wide_arrays_outside_of_the_x64_mode(self, dtype, form):
         f = function("auto")
         with mock.patch.object(_plan, "_choose", util.forced(form)):
-            with _compat.exactly(dtype):
+            with _compat.x64_scope(dtype):
                 turn = 1 + 0.25j if dtype == "complex128" else 1
                 operands = tuple([jnp.asarray(x * turn, dtype) for x in (LHS, RHS)])
                 want = jax.jit(f)(*operands)
@@ -705,7 +707,7 @@ class ShardMapTest(parameterized.TestCase):
     def test_is_one_devices_program(self, all_axes):
         # Where each device has arrays of its own, batches are taken in chunks as on one device.
         def choose(implementation, cost, call, both_gradients):
-            return Choice("col2im", chunks=2 if call.single_device else 1)
+            return Config("col2im", chunks=2 if call.single_device else 1)
 
         names = {} if all_axes else {"axis_names": {"a"}}
         if names and not hasattr(jax, "shard_map"):
@@ -869,7 +871,7 @@ class ExplicitTest(parameterized.TestCase):
             for x, spec in zip(got, (out or lhs, lhs, rhs), strict=True):
                 self.assertEqual(jax.typeof(x).sharding.spec, P(*spec, *[None] * (4 - len(spec))))
             eager = f(*operands)
-            with mock.patch.object(_layout, "_conv") as traced:
+            with mock.patch.object(_dispatch, "_conv") as traced:
                 f(*operands)  # the same call again: compiled already
         self.assertFalse(traced.called)
         self.assertEqual(jax.typeof(eager), jax.typeof(got[0]))

@@ -39,7 +39,7 @@ class ValuesTest(parameterized.TestCase):
         ct = util.cotangent(got[0].shape, "float32")
         exact = [oracle.exact(x) for x in (lhs, rhs, ct)]
         for part, one, *bounds in zip(
-            ("value", "lhs gradient", "rhs gradient"), got, *map(self.results, [c] * 2, (
+            ("value", "input_grad", "kernel_grad"), got, *map(self.results, [c] * 2, (
                 exact, [np.abs(x) for x in exact])), strict=True
         ):  # fmt: skip
             util.assert_close(one, *bounds, ct.size + util.terms(c), f"{c.name}, {part}")

@@ -28,14 +28,14 @@ from jax import export, lax
 from jaxlib.version import __version__ as jaxlib_version
 
 import jaxconvt
-from jaxconvt import _autotune, _clock, _compat, _measure, _primitive, _race, _tuning
-from jaxconvt._call import Choice
+from jaxconvt import _autotune, _benchmark, _clock, _compat, _measure, _primitive, _tuning
 from jaxconvt._lowerings import LOWERINGS
+from jaxconvt._problem import Config
 from tests import util
 
 LHS, RHS = (2, 6, 5, 4), (4, 3, 4, 3)
 X, W = util.random("tuned lhs", LHS), util.random("tuned rhs", RHS)
-DILATED, COL2IM, POLYPHASE = map(Choice, ("dilated", "col2im", "polyphase"))
+DILATED, COL2IM, POLYPHASE = map(Config, ("dilated", "col2im", "polyphase"))
 
 
 def conv(lhs, rhs, implementation="auto", **more):
@@ -71,9 +71,14 @@ def value_tuning(choice=COL2IM, seconds=0.5):
 
 def found(f, *args):
     """What each measured case is of: its kind and its sizes n, g, i and j."""
-    with mock.patch.object(_race, "fastest", lambda case, *_: (pick(case), [])):
-        picks = jaxconvt.autotune(f, *args).picks
-    return sorted([(p.case.what, p.case.n, p.case.g, p.case.i, p.case.j) for p in picks])
+    with mock.patch.object(_benchmark, "fastest", lambda case, *_: (pick(case), [])):
+        picks = jaxconvt.autotune(f, *args).measurements
+    return sorted(
+        [
+            (p.key.what, p.key.batch, p.key.groups, p.key.in_channels, p.key.out_channels)
+            for p in picks
+        ]
+    )
 
 
 def pick(case, choice=DILATED):
@@ -115,7 +120,7 @@ def divided(lhs, rhs):
     return inside(lhs, rhs)
 
 
-VALUE = ("out", 2, 1, 4, 3)
+VALUE = ("value", 2, 1, 4, 3)
 GRADIENTS = ("gradients", 2, 1, 4, 3)
 
 
@@ -129,8 +134,8 @@ class FoundTest(parameterized.TestCase):
         ("remat", jax.checkpoint(conv), [VALUE]),
         ("custom rule", custom, [VALUE]),
         ("shard_map", divided, [VALUE]),
-        ("gradient", jax.grad(loss), [("lhs", 2, 1, 4, 3), VALUE]),
-        ("kernel gradient", jax.grad(loss, 1), [VALUE, ("rhs", 2, 1, 4, 3)]),
+        ("gradient", jax.grad(loss), [("input_grad", 2, 1, 4, 3), VALUE]),
+        ("kernel gradient", jax.grad(loss, 1), [VALUE, ("kernel_grad", 2, 1, 4, 3)]),
         ("step", jax.jit(jax.value_and_grad(loss, (0, 1))), [GRADIENTS, VALUE]),
         (
             "remat of a step",
@@ -138,14 +143,14 @@ class FoundTest(parameterized.TestCase):
             [GRADIENTS, VALUE],
         ),
         ("twice", lambda x, w: conv(x, w) + conv(2 * x, w), [VALUE]),
-        ("another size", lambda x, w: (conv(x, w), conv(x[:1], w)), [("out", 1, 1, 4, 3), VALUE]),
-        ("vmap over lhs", jax.vmap(conv, (0, None)), [("out", 6, 1, 4, 3)]),
-        ("vmap over both", jax.vmap(conv), [("out", 2, 3, 4, 3)]),
+        ("another size", lambda x, w: (conv(x, w), conv(x[:1], w)), [("value", 1, 1, 4, 3), VALUE]),
+        ("vmap over lhs", jax.vmap(conv, (0, None)), [("value", 6, 1, 4, 3)]),
+        ("vmap over both", jax.vmap(conv), [("value", 2, 3, 4, 3)]),
         # The gradients of each example: one has three times the batch, one the groups.
         (
             "vmap of gradients",
             jax.vmap(jax.grad(loss, (0, 1)), (0, None)),
-            [("lhs", 6, 1, 4, 3), ("out", 6, 1, 4, 3), ("rhs", 2, 3, 4, 3)],
+            [("input_grad", 6, 1, 4, 3), ("value", 6, 1, 4, 3), ("kernel_grad", 2, 3, 4, 3)],
         ),
     )
     def test_at_any_depth(self, f, expected):
@@ -200,15 +205,15 @@ class FoundTest(parameterized.TestCase):
             jax.jit(lambda x, w: jaxconvt.autotune(conv, x, w))(X, W)
         inside = []
         jax.jit(lambda z: (inside.append(jaxconvt.autotune(conv, X, W, seconds=0)), z)[1])(1.0)
-        self.assertLen(inside[0].picks, 1)
+        self.assertLen(inside[0].measurements, 1)
 
     def test_in_other_modes(self):
         with jax.disable_jit():
-            self.assertLen(jaxconvt.autotune(conv, X, W, seconds=0).picks, 1)
+            self.assertLen(jaxconvt.autotune(conv, X, W, seconds=0).measurements, 1)
         if hasattr(jax, "set_mesh"):
             mesh = jax.make_mesh((len(jax.devices()),), ("d",))
             with jax.set_mesh(mesh):
-                self.assertLen(jaxconvt.autotune(conv, X, W, seconds=0).picks, 1)
+                self.assertLen(jaxconvt.autotune(conv, X, W, seconds=0).measurements, 1)
 
     def test_arguments_that_are_no_arrays(self):
         def f(lhs, rhs, dtype, s):
@@ -253,8 +258,8 @@ class FoundTest(parameterized.TestCase):
     )  # fmt: skip
     def test_seconds(self, given, seconds):
         self.assertEqual(_autotune._seconds(given), seconds)
-        with mock.patch.object(_race, "fastest", lambda case, *args: (pick(case), args[-1])):
-            self.assertLen(jaxconvt.autotune(conv, X, W, seconds=given).picks, 1)
+        with mock.patch.object(_benchmark, "fastest", lambda case, *args: (pick(case), args[-1])):
+            self.assertLen(jaxconvt.autotune(conv, X, W, seconds=given).measurements, 1)
 
     @parameterized.parameters((X, W), ("auto", X, W))
     def test_without_a_function(self, *args):
@@ -278,7 +283,7 @@ class FoundTest(parameterized.TestCase):
     def test_a_tuning_is_tuned_again(self):
         tuning = value_tuning()
         again = tuned(functools.partial(conv, implementation=tuning), X, W)
-        self.assertEqual(again.picks[0].choices, (DILATED,))
+        self.assertEqual(again.measurements[0].configs, (DILATED,))
 
 
 def program(f, lhs=X, rhs=W):
@@ -290,8 +295,8 @@ def program(f, lhs=X, rhs=W):
 class PickedTest(parameterized.TestCase):
     def test_the_fastest(self):
         tuning = tuned(conv, X, W, times={(COL2IM,): 0.5, (POLYPHASE,): 0.4})
-        (measured,) = tuning.picks
-        self.assertEqual(measured.choices, (POLYPHASE,))
+        (measured,) = tuning.measurements
+        self.assertEqual(measured.configs, (POLYPHASE,))
         self.assertEqual((measured.seconds, measured.default_seconds), (0.4, 1.0))
         self.assertEmpty(measured.left_out)
         self.assertIn("2.50x", str(tuning))
@@ -299,16 +304,16 @@ class PickedTest(parameterized.TestCase):
 
     @parameterized.parameters((1.0, DILATED), (0.98, DILATED), (0.96, COL2IM))
     def test_the_default_wins_ties(self, seconds, expected):
-        (measured,) = tuned(conv, X, W, times={(COL2IM,): seconds}).picks
-        self.assertEqual(measured.choices, (expected,))
+        (measured,) = tuned(conv, X, W, times={(COL2IM,): seconds}).measurements
+        self.assertEqual(measured.configs, (expected,))
 
     def test_gradients_together(self):
         # Alone both are slow by these; together, as they share work, they are fastest.
         times = {(POLYPHASE,): 0.9, (COL2IM, COL2IM): 0.3, (POLYPHASE, COL2IM): 0.35}
         tuning = tuned(jax.grad(loss, (0, 1)), X, W, times=times)
-        by_what = {p.case.what: p for p in tuning.picks}
-        self.assertEqual(by_what["gradients"].choices, (COL2IM, COL2IM))
-        self.assertEqual(by_what["out"].choices, (POLYPHASE,))
+        by_what = {p.key.what: p for p in tuning.measurements}
+        self.assertEqual(by_what["gradients"].configs, (COL2IM, COL2IM))
+        self.assertEqual(by_what["value"].configs, (POLYPHASE,))
 
     @parameterized.parameters((COL2IM,), (DILATED,))
     def test_what_is_slow_is_dropped(self, slow):
@@ -321,7 +326,7 @@ class PickedTest(parameterized.TestCase):
         with clocked(seconds_of):
             jaxconvt.autotune(conv, X, W, seconds=100.0)
         # Not on one sample, and not the reference.
-        least, most = _race.ROUNDS
+        least, most = _benchmark.ROUNDS
         self.assertEqual(calls.pop((slow,)), most if slow == DILATED else least)
         self.assertEqual(set(calls.values()), {most})
 
@@ -353,14 +358,14 @@ class PickedTest(parameterized.TestCase):
         with clocked(seconds_of, clock):
             jaxconvt.autotune(conv, X, W, seconds=0.5)
         # The default, and what auto would pick: as often as is needed.
-        self.assertEqual(list(calls.values()), [_race.ROUNDS[0]] * 2)
+        self.assertEqual(list(calls.values()), [_benchmark.ROUNDS[0]] * 2)
 
     # Wherever they fall: on the reference's first, the best one's, the last. Of long calls there
     # are only three or four each.
     @parameterized.parameters((5, 1e-3), (10, 1e-3), (25, 1e-3), (8, 0.2), (10, 1.0), (25, 1.0))
     def test_calls_that_are_held_up(self, every, scale):
         """One call in so many takes ten times as long."""
-        (case,) = [measured.case for measured in value_tuning().picks]
+        (case,) = [measured.key for measured in value_tuning().measurements]
         profiles = [
             {DILATED: 2.0, COL2IM: 1.0, POLYPHASE: 1.2},  # the default is slow
             {DILATED: 1.0, COL2IM: 2.0, POLYPHASE: 1.2},  # it is the best
@@ -377,10 +382,10 @@ class PickedTest(parameterized.TestCase):
 
             with self.subTest(f"{profile}, {first}"), clocked(seconds_of, lambda now=now: now[0]):
                 samplers = dict.fromkeys([(choice,) for choice in profile])
-                times = _measure.in_turn(samplers, *_race.ROUNDS, 1.0, _race._near)
-                pick = _race._pick(case, times, ())
+                times = _measure.in_turn(samplers, *_benchmark.ROUNDS, 1.0, _benchmark._near)
+                pick = _benchmark._pick(case, times, ())
                 best = min(profile, key=lambda choice: profile[choice])
-                self.assertEqual(pick.choices, (best,))
+                self.assertEqual(pick.configs, (best,))
                 ratio = pick.default_seconds / pick.seconds
                 self.assertAlmostEqual(ratio, profile[DILATED] / profile[best], delta=0.01)
 
@@ -390,15 +395,15 @@ class PickedTest(parameterized.TestCase):
         profile = {DILATED: 1.0, COL2IM: 0.5, POLYPHASE: 0.9}
 
         def seconds_of(picks):
-            slowed = next(calls) >= len(profile) * _race.ROUNDS[0]
+            slowed = next(calls) >= len(profile) * _benchmark.ROUNDS[0]
             return profile[picks[0]] * (4 if slowed else 1)
 
         with clocked(seconds_of):
             samplers = dict.fromkeys([(choice,) for choice in profile])
-            times = _measure.in_turn(samplers, *_race.ROUNDS, 100.0, _race._near)
-        (case,) = [measured.case for measured in value_tuning().picks]
-        measured = _race._pick(case, times, ())
-        self.assertEqual(measured.choices, (COL2IM,))
+            times = _measure.in_turn(samplers, *_benchmark.ROUNDS, 100.0, _benchmark._near)
+        (case,) = [measured.key for measured in value_tuning().measurements]
+        measured = _benchmark._pick(case, times, ())
+        self.assertEqual(measured.configs, (COL2IM,))
         self.assertEqual(measured.default_seconds, 2 * measured.seconds)
 
     def test_the_same_program_is_timed_once(self):
@@ -409,7 +414,7 @@ class PickedTest(parameterized.TestCase):
         with clocked(lambda picks: timed.append(picks) or 1.0):
             jaxconvt.autotune(alone, ct, W)
         self.assertIn((DILATED,), timed)
-        self.assertNotIn((Choice("strided"),), timed)
+        self.assertNotIn((Config("strided"),), timed)
 
     @parameterized.named_parameters(
         ("wrong", lambda out: out + 1, "largest difference"),
@@ -422,39 +427,41 @@ class PickedTest(parameterized.TestCase):
         spoiled = lambda *args, **kwargs: spoil(original(*args, **kwargs))  # noqa: E731
         with mock.patch.object(lowering, "value", spoiled):
             tuning = tuned(conv, X, W, times={(POLYPHASE,): 0.1, (COL2IM,): 0.5})
-        (measured,) = tuning.picks
-        self.assertEqual(measured.choices, (COL2IM,))
+        (measured,) = tuning.measurements
+        self.assertEqual(measured.configs, (COL2IM,))
         (left_out,) = measured.left_out
         self.assertRegex(left_out, f"value: polyphase: .*{reason}")
         self.assertIn(left_out, str(tuning))
         self.assertEqual(jaxconvt.Tuning.loads(tuning.dumps()), tuning)
 
     def test_nothing_runs(self):
-        self.enter_context(mock.patch.object(_race, "_differences", lambda *_: "all wrong"))
+        self.enter_context(mock.patch.object(_benchmark, "_differences", lambda *_: "all wrong"))
         with self.assertRaisesRegex(ValueError, "got none: value of lhs.*dilated: all wrong"):
             tuned(conv, X, W)
 
     def test_one_of_two_runs(self):
-        original = _race.fastest
+        original = _benchmark.fastest
 
         def only_one(case, *args):
-            return original(case, *args) if case.n > 1 else (None, ["value: dilated: too large"])
+            return (
+                original(case, *args) if case.batch > 1 else (None, ["value: dilated: too large"])
+            )
 
-        self.enter_context(mock.patch.object(_race, "fastest", only_one))
+        self.enter_context(mock.patch.object(_benchmark, "fastest", only_one))
         with self.assertWarnsRegex(UserWarning, "leaves a call to 'auto': value of .* too large"):
             tuning = tuned(lambda x, w: (conv(x, w), conv(x[:1], w)), X, W)
-        self.assertLen(tuning.picks, 1)
+        self.assertLen(tuning.measurements, 1)
 
     def test_one_of_two_is_too_large(self):
-        original = _race._operands
+        original = _benchmark._operands
 
         def operands(case, device):
-            return original(case, device) if case.n > 1 else np.empty(2**60, np.int8)
+            return original(case, device) if case.batch > 1 else np.empty(2**60, np.int8)
 
-        self.enter_context(mock.patch.object(_race, "_operands", operands))
+        self.enter_context(mock.patch.object(_benchmark, "_operands", operands))
         with self.assertWarnsRegex(UserWarning, "leaves a call to 'auto': value of .*MemoryError"):
             tuning = tuned(lambda x, w: (conv(x, w), conv(x[:1], w)), X, W)
-        self.assertLen(tuning.picks, 1)
+        self.assertLen(tuning.measurements, 1)
         with self.assertRaisesRegex(ValueError, "got none: value of .*MemoryError: Unable to"):
             tuned(lambda x, w: conv(x[:1], w), X, W)
 
@@ -475,7 +482,7 @@ class PickedTest(parameterized.TestCase):
             for thread in threads:
                 thread.join(60)
         self.assertLen(calls, 1)
-        self.assertLen(jaxconvt.autotune(conv, X, W, seconds=0).picks, 1)
+        self.assertLen(jaxconvt.autotune(conv, X, W, seconds=0).measurements, 1)
 
     @parameterized.parameters("float8_e4m3fn", "bool")
     def test_operands_of_few_numbers(self, dtype):
@@ -487,8 +494,8 @@ class PickedTest(parameterized.TestCase):
             self, jnp.roll(lhs, 1, 1), *args, **how
         )
         self.enter_context(mock.patch.object(lowering, "value", wrong))
-        (measured,) = tuned(conv, x, w, times={(POLYPHASE,): 0.1}).picks
-        self.assertEqual(measured.choices, (DILATED,))
+        (measured,) = tuned(conv, x, w, times={(POLYPHASE,): 0.1}).measurements
+        self.assertEqual(measured.configs, (DILATED,))
         self.assertIn("polyphase: its largest difference", measured.left_out[0])
 
     def test_long_sums(self):
@@ -498,7 +505,7 @@ class PickedTest(parameterized.TestCase):
         )
         x, w = (jax.ShapeDtypeStruct(s, "float32") for s in ((64, 16384, 1), (4, 1, 1)))
         alone = lambda x, ct: jax.linear_transpose(lambda w: f(x, w), w)(ct)  # noqa: E731
-        (measured,) = tuned(alone, x, jax.eval_shape(f, x, w)).picks
+        (measured,) = tuned(alone, x, jax.eval_shape(f, x, w)).measurements
         self.assertEmpty(measured.left_out)
 
     @parameterized.parameters(
@@ -523,12 +530,14 @@ class PickedTest(parameterized.TestCase):
                 return out, *transpose(util.cotangent(out.shape, out.dtype))
 
             tuning = jaxconvt.autotune(step, lhs, rhs, seconds=0.2)
-            self.assertEqual([p.left_out for p in tuning.picks], [()] * len(tuning.picks))
-            self.assertLen(tuning.picks, 1 + inexact)
+            self.assertEqual(
+                [p.left_out for p in tuning.measurements], [()] * len(tuning.measurements)
+            )
+            self.assertLen(tuning.measurements, 1 + inexact)
             got = jax.jit(functools.partial(step, implementation=tuning))(lhs, rhs)
             want = step(lhs, rhs, "dilated")
-            most = _race._tolerance(tuning.picks[0].case, on_cpu=True)
-            self.assertEqual(_race._differences(got, want, most), "")
+            most = _benchmark._tolerance(tuning.measurements[0].key, on_cpu=True)
+            self.assertEqual(_benchmark._differences(got, want, most), "")
 
 
 class ClockTest(parameterized.TestCase):
@@ -555,8 +564,8 @@ class ClockTest(parameterized.TestCase):
         """It decides, whatever the wall clock says, and the tuning says so."""
         self.traces(lambda text: 0.25 if "conv_transpose/col2im" in text else 0.5)
         tuning = jaxconvt.autotune(conv, X, W, seconds=100.0)
-        (measured,) = tuning.picks
-        self.assertEqual(measured.choices, (COL2IM,))
+        (measured,) = tuning.measurements
+        self.assertEqual(measured.configs, (COL2IM,))
         self.assertEqual((measured.seconds, measured.default_seconds), (0.25, 0.5))
         self.assertEqual(measured.clock, "device")
         self.assertIn(f"jaxlib {jaxlib_version}, by the device's clock\n", str(tuning))
@@ -573,7 +582,7 @@ class ClockTest(parameterized.TestCase):
             return 1000.0
 
         self.traces(seconds_of)
-        (measured,) = jaxconvt.autotune(conv, X, W, seconds=100.0).picks
+        (measured,) = jaxconvt.autotune(conv, X, W, seconds=100.0).measurements
         self.assertEqual(measured.clock, "wall")
         self.assertLess(max(measured.seconds, measured.default_seconds), 100)
 
@@ -585,14 +594,14 @@ class ClockTest(parameterized.TestCase):
         else:
             self.enter_context(mock.patch.object(_clock, "ProfileData", _compat.ProfileData))
         tuning = jaxconvt.autotune(jax.grad(loss, (0, 1)), X, W, seconds=0.1)
-        self.assertEqual([p.clock for p in tuning.picks], ["wall"] * 2)
+        self.assertEqual([p.clock for p in tuning.measurements], ["wall"] * 2)
         self.assertIn(f"jaxlib {jaxlib_version}, by the wall clock\n", str(tuning))
 
 
 class UsedTest(parameterized.TestCase):
     @parameterized.product(name=("dilated", "strided", "col2im", "polyphase"), eager=(False, True))
     def test_as_measured(self, name, eager):
-        tuning = value_tuning(Choice(name))
+        tuning = value_tuning(Config(name))
         f = functools.partial(conv, implementation=tuning)
         self.assertIn(f"conv_transpose/{name}", program(f))
         got = f(X, W) if eager else jax.jit(f)(X, W)
@@ -630,14 +639,14 @@ class UsedTest(parameterized.TestCase):
         np.testing.assert_allclose(exported.call(X, W), conv(X, W), atol=1e-5)
 
     def test_what_a_program_for_several_devices_cannot_have(self):
-        (measured,) = value_tuning(POLYPHASE).picks
+        (measured,) = value_tuning(POLYPHASE).measurements
         tuning = jaxconvt.Tuning("cpu", "cpu", jax.__version__, jaxlib_version, (measured,))
         for single in (True, False):
-            call = _race._call("out", measured.case, "cpu")._replace(single_device=single)
-            got = _primitive._choice(tuning, call, measured.case, False)
+            call = _benchmark._call("out", measured.key, "cpu")._replace(single_device=single)
+            got = _primitive._choice(tuning, call, measured.key, False)
             self.assertEqual(got == POLYPHASE, single)
             if not single:
-                self.assertEqual(got, _primitive._choice("auto", call, measured.case, False))
+                self.assertEqual(got, _primitive._choice("auto", call, measured.key, False))
 
     def test_elsewhere(self):
         base = value_tuning()
@@ -647,7 +656,7 @@ class UsedTest(parameterized.TestCase):
         self.enter_context(mock.patch.object(_tuning, "_warned", set()))
         for what, value in (("backend", "tpu"), ("jaxlib", "0.0.1")):
             with self.subTest(what):
-                other = jaxconvt.Tuning(**fields | {what: value}, picks=base.picks)
+                other = jaxconvt.Tuning(**fields | {what: value}, measurements=base.measurements)
                 f = functools.partial(conv, implementation=other)
                 with warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter("always")
@@ -657,7 +666,7 @@ class UsedTest(parameterized.TestCase):
                 self.assertIn(f"measured on {what} {value!r}", str(warning.message))
                 self.assertEqual("col2im" in text, what != "backend")
         with self.assertWarnsRegex(UserWarning, "on device 'cpu' and is used on 'NVIDIA H100'"):
-            base.choice(base.picks[0].case, False, "cpu", "NVIDIA H100")
+            base.config(base.measurements[0].key, False, "cpu", "NVIDIA H100")
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             program(functools.partial(conv, implementation=base))
@@ -700,7 +709,7 @@ class KeptTest(parameterized.TestCase):
 
     def test_immutable(self):
         with self.assertRaises(AttributeError):
-            self.tuning.picks = ()
+            self.tuning.measurements = ()
 
     def test_text(self):
         text = self.tuning.dumps()
@@ -716,9 +725,9 @@ class KeptTest(parameterized.TestCase):
         """It is in the text only where it is the device's: other texts are as they were."""
         text = self.tuning.dumps()
         self.assertNotIn("clock", text)
-        first, *rest = self.tuning.picks
+        first, *rest = self.tuning.measurements
         first = first._replace(clock="device")
-        mixed = dataclasses.replace(self.tuning, picks=(first, *rest))
+        mixed = dataclasses.replace(self.tuning, measurements=(first, *rest))
         self.assertEqual(mixed.dumps().count(', "clock": "device"}'), 1)
         self.assertEqual(jaxconvt.Tuning.loads(mixed.dumps()), mixed)
         self.assertNotEqual(mixed, self.tuning)
@@ -740,10 +749,10 @@ class KeptTest(parameterized.TestCase):
     def test_merged(self):
         one = tuned(lambda x, w: (conv(x[:1], w), conv(x, w)), X, W)
         both = one | self.tuning
-        whats = sorted([(p.case.what, p.case.n) for p in both.picks])
-        self.assertEqual(whats, [("gradients", 2), ("out", 1), ("out", 2)])
-        (value,) = [p for p in both.picks if (p.case.what, p.case.n) == ("out", 2)]
-        self.assertEqual(value.choices, (COL2IM,))  # the right one's
+        whats = sorted([(p.key.what, p.key.batch) for p in both.measurements])
+        self.assertEqual(whats, [("gradients", 2), ("value", 1), ("value", 2)])
+        (value,) = [p for p in both.measurements if (p.key.what, p.key.batch) == ("value", 2)]
+        self.assertEqual(value.configs, (COL2IM,))  # the right one's
         with self.assertRaisesRegex(ValueError, "of one device_kind, got 'cpu' and 'H100'"):
             one | jaxconvt.Tuning("cpu", "H100", one.jax, one.jaxlib)
         with self.assertRaises(TypeError):
@@ -813,7 +822,11 @@ class KeptTest(parameterized.TestCase):
 
     def test_shown(self):
         at = f"on cpu (cpu), JAX {jax.__version__}, jaxlib {jaxlib_version}"
-        two, one, none = self.tuning, value_tuning(), dataclasses.replace(self.tuning, picks=())
+        two, one, none = (
+            self.tuning,
+            value_tuning(),
+            dataclasses.replace(self.tuning, measurements=()),
+        )
         other = tuned(lambda x, w: (conv(x[:1], w), conv(x, w)), X, W)
         for tuning, counts in (
             (none, "0 measurements of 0 layers"),
@@ -822,7 +835,7 @@ class KeptTest(parameterized.TestCase):
             (two | other, "3 measurements of 2 layers"),
         ):
             self.assertEqual(repr(tuning), f"<jaxconvt.Tuning: {counts} on cpu>")
-            by = ", by the wall clock" if tuning.picks else ""
+            by = ", by the wall clock" if tuning.measurements else ""
             self.assertStartsWith(str(tuning), f"{counts} {at}{by}\n")
 
 

@@ -14,7 +14,7 @@ from absl.testing import absltest, parameterized
 from jax import export, lax
 
 import jaxconvt
-from jaxconvt import _compat, _spec, conv_transpose
+from jaxconvt import _arguments, _compat, conv_transpose
 from tests import util
 
 LHS, RHS = np.zeros((1, 5, 4, 4), np.float32), np.zeros((3, 2, 4, 6), np.float32)
@@ -562,10 +562,12 @@ class ErrorsTest(parameterized.TestCase):
         )
         self.assertEqual(got, want)
 
-    @parameterized.parameters(*lax.DotAlgorithmPreset.__members__, *_spec._PRECISIONS, "fastest")
+    @parameterized.parameters(
+        *lax.DotAlgorithmPreset.__members__, *_arguments._PRECISIONS, "fastest"
+    )
     def test_precisions(self, name):
-        _spec.check_precision(name)
-        _spec.check_precision((None, name))
+        _arguments.check_precision(name)
+        _arguments.check_precision((None, name))
 
     @parameterized.product(
         n=(1, 2, 3), groups=(1, 2), transposed=(True, False), first=(True, False)

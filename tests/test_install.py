@@ -322,7 +322,7 @@ class InstallTest(parameterized.TestCase):
         for call, out in zip(calls, want, strict=True):
             util.assert_bits(lax.conv_transpose(*call), out)
             util.assert_bits(jaxconvt.conv_transpose(*call, implementation=implementation), out)
-            self.assertTrue(jaxconvt.explain(*call).choices)
+            self.assertTrue(jaxconvt.explain(*call).configs)
         for padding, more in (("SAME", {}), ("VALID", {}), ([(1, 1)] * 2, CONSISTENT)):
             with self.assertRaisesRegex(TypeError, "strides must be a sequence .* got None"):
                 lax.conv_transpose(x, w, None, padding, **more)

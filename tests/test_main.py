@@ -75,7 +75,7 @@ class ReportTest(parameterized.TestCase):
             self.assertEqual(row["differs"], {"dilated": [], "auto": []})
             differences = row["difference"]["auto"].values()
             self.assertBetween(max(differences), 0, written["tolerance"])
-            self.assertEqual(list(row["choices"]), ["value", "lhs gradient", "rhs gradient"])
+            self.assertEqual(list(row["choices"]), ["value", "input_grad", "kernel_grad"])
             self.assertLen(row["runs"], 3)
             for mode in ("forward", "step"):
                 seconds = row["seconds"][mode]
@@ -117,7 +117,7 @@ class ReportTest(parameterized.TestCase):
         return self.run_main("--layers", "dcgan_4")
 
     @parameterized.parameters(
-        (lambda out: out * (1 + 2**-20), "DIFFERS in value, value of step, lhs gradient"),
+        (lambda out: out * (1 + 2**-20), "DIFFERS in value, value of step, input gradient"),
         (lambda out: out.astype(jnp.bfloat16).astype(out.dtype), "DIFFERS in value"),
     )
     def test_a_different_bit_is_reported(self, change, message):
@@ -128,8 +128,8 @@ class ReportTest(parameterized.TestCase):
 
     @parameterized.parameters(
         (lambda out: out * (1 + 2**-20), 0, "1 of 1 layers equal"),
-        (lambda out: out * 1.001, 1, "auto DIFFERS in value, value of step, lhs gradient"),
-        (lambda out: out * jnp.nan, 1, "auto DIFFERS in value, value of step, lhs gradient"),
+        (lambda out: out * 1.001, 1, "auto DIFFERS in value, value of step, input gradient"),
+        (lambda out: out * jnp.nan, 1, "auto DIFFERS in value, value of step, input gradient"),
     )
     def test_a_difference_of_auto_is_reported(self, change, expected, message):
         status, out = self.wrong(change, "auto")
@@ -300,7 +300,7 @@ class ReportTest(parameterized.TestCase):
                 "compiling": 123.4,
                 "differs": {},
                 "difference": {"auto": {"value": 1e-7}},
-                "choices": {k: choice._asdict() for k, choice in explanation.choices.items()},
+                "choices": {k: choice._asdict() for k, choice in explanation.configs.items()},
             }
             report.add_times(row, samples)
             text = report.line(row)
@@ -332,12 +332,12 @@ class ReportTest(parameterized.TestCase):
         device = types.SimpleNamespace(platform="abacus", device_kind="of beads")
         self.monkeypatch.setattr(jax, "devices", lambda: [device])
         explanation = jaxconvt.explain(call.lhs, call.rhs, **call.kwargs)
-        self.assertEqual({choice.name for choice in explanation.choices.values()}, {"dilated"})
+        self.assertEqual({choice.name for choice in explanation.configs.values()}, {"dilated"})
 
     def test_every_choice_has_a_short_name(self):
         for layer in LAYERS:
             call = layer.call()
-            choices = jaxconvt.explain(call.lhs, call.rhs, **call.kwargs).choices
+            choices = jaxconvt.explain(call.lhs, call.rhs, **call.kwargs).configs
             for choice in choices.values():
                 self.assertRegex(report.short(*choice), r"^(d|s|w|c\+*|p)(/\d+)?$")
         self.assertEqual(report.short("col2im", 1, 12), "c+/12")

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from absl.testing import absltest, parameterized
 
 import jaxconvt
-from jaxconvt import _call, _explain, _layout, _plan
+from jaxconvt import _explain, _plan, _problem, _spec
 from jaxconvt._costs import cost_of
 from jaxconvt._lowerings import XLAS
 from tests import util
@@ -36,13 +36,13 @@ class Face:
         conv = functools.partial(jaxconvt.conv_transpose, implementation="auto", **kwargs)
         out = jax.eval_shape(conv, lhs, rhs)
         self.held = sum([x.size * x.dtype.itemsize for x in (lhs, rhs, out)])
-        self.call = _layout.calls_of(lhs, rhs, spec, out.dtype, "cpu")[face]
+        self.call = _spec.problems_of(lhs, rhs, spec, out.dtype, "cpu")[face]
         self.pick = _plan.choose("auto", cost_of("cpu"), self.call, False)
         self.function, self.operands = {
-            "out": (conv, (lhs, rhs)),
-            "lhs": (lambda ct, rhs: jax.linear_transpose(lambda x: conv(x, rhs), lhs)(ct),
+            "value": (conv, (lhs, rhs)),
+            "input_grad": (lambda ct, rhs: jax.linear_transpose(lambda x: conv(x, rhs), lhs)(ct),
                     (out, rhs)),
-            "rhs": (lambda lhs, ct: jax.linear_transpose(lambda y: conv(lhs, y), rhs)(ct),
+            "kernel_grad": (lambda lhs, ct: jax.linear_transpose(lambda y: conv(lhs, y), rhs)(ct),
                     (lhs, out)),
         }[face]  # fmt: skip
 
@@ -61,7 +61,7 @@ class Face:
         least = min([estimate.seconds for estimate in estimates.values()])
         for limit in (4, 8, 16):
             allowed = max(limit * self.held, _plan.SMALL)
-            fit = [e.seconds for e in estimates.values() if e.temp <= allowed]
+            fit = [e.seconds for e in estimates.values() if e.temp_bytes <= allowed]
             if fit and min(fit) <= 2 * least:
                 return allowed
         return math.inf
@@ -69,23 +69,23 @@ class Face:
 
 def draw(rng):
     """A random face, or None if it can't be made, or is too large or too small."""
-    n, groups = rng.choice([1, 1, 2, 2, 2, 3, 3]), 1
+    n, groups = rng.config([1, 1, 2, 2, 2, 3, 3]), 1
     several = rng.random() < 0.85
     taps, strides, dilation = (
-        tuple([rng.choice(of)] * n) if several else tuple(rng.choices(of, k=n))
+        tuple([rng.config(of)] * n) if several else tuple(rng.configs(of, k=n))
         for of in (
             [(1, 2, 3, 4, 7, 16, 64), (1, 2, 3, 3, 4, 5, 9), (1, 2, 3, 3, 4, 5)][n - 1],
             [(1, 2, 2, 4, 8), (1, 2, 2, 3, 4), (1, 2, 2, 3)][n - 1],
             (1, 1, 1, 1, 2, 3),
         )
     )
-    i, j = rng.choice(CHANNELS), rng.choice(CHANNELS)
+    i, j = rng.config(CHANNELS), rng.config(CHANNELS)
     kind = rng.random()
     if kind < 0.2:
-        groups, i, j = rng.choice([2, 4, 16]), rng.choice(CHANNELS[:9]), rng.choice(CHANNELS[:9])
+        groups, i, j = rng.config([2, 4, 16]), rng.config(CHANNELS[:9]), rng.config(CHANNELS[:9])
     elif kind < 0.45:
-        groups, i, j = rng.choice([3, 8, 32, 128]), 1, rng.choice([1, 1, 2, 3, 8])
-    dtype, batch = rng.choice(DTYPES), rng.choice([1, 1, 2, 4, 16, 64])
+        groups, i, j = rng.config([3, 8, 32, 128]), 1, rng.config([1, 1, 2, 3, 8])
+    dtype, batch = rng.config(DTYPES), rng.config([1, 1, 2, 4, 16, 64])
     elements = 2 ** rng.uniform(20, 27) / jnp.dtype(dtype).itemsize
     each = batch * groups * max(i, j * math.prod(strides))
     size = max(int((elements / each) ** (1 / n)), 1)
@@ -100,9 +100,9 @@ def draw(rng):
     floating = jnp.issubdtype(dtype, jnp.inexact)
     face = Face(
         *[jax.ShapeDtypeStruct(shape, dtype) for shape in (lhs, rhs)],
-        rng.choice(_call.FACES) if floating else "out",
+        rng.config(_problem.FACES) if floating else "value",
         strides=strides,
-        padding=rng.choice(["SAME", "VALID"]),
+        padding=rng.config(["SAME", "VALID"]),
         rhs_dilation=dilation,
         dimension_numbers=layout,
         transpose_kernel=flip,
@@ -135,8 +135,8 @@ class MemoryTest(parameterized.TestCase):
 
     @parameterized.parameters(
         ("lhs", (1, 1024, 1024, 32), (5, 5, 1, 64), (1, 1), {"feature_group_count": 32}),
-        ("out", (16, 16, 16, 16, 64), (3, 3, 3, 64, 128), (3, 3, 3), {"rhs_dilation": (2, 2, 2)}),
-        ("out", (16, 256, 256, 256), (2, 2, 256, 1), (3, 3),
+        ("value", (16, 16, 16, 16, 64), (3, 3, 3, 64, 128), (3, 3, 3), {"rhs_dilation": (2, 2, 2)}),
+        ("value", (16, 256, 256, 256), (2, 2, 256, 1), (3, 3),
          {"rhs_dilation": (2, 2), "dtype": "int8"}),
         ("rhs", (1, 128, 128, 256), (5, 5, 256, 64), (1, 1), {"dtype": "complex64"}),
     )  # fmt: skip
@@ -154,7 +154,7 @@ class MemoryTest(parameterized.TestCase):
             structs = [
                 jax.ShapeDtypeStruct(shape, dtype) for shape in ((8, 64, 64, 64), (3, 3, 64, 64))
             ]
-            face = Face(*structs, "out", strides=(1, 1), padding="SAME")
+            face = Face(*structs, "value", strides=(1, 1), padding="SAME")
             self.assertEqual(sum(map(face.call.held, ("lhs", "rhs", "out"))), face.held)
             self.assertEqual(face.held, size * (2 * 8 * 64 * 64 * 64 + 9 * 64 * 64))
 

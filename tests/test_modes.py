@@ -18,7 +18,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 import jaxconvt
-from jaxconvt import _call, _geometry, _plan, _spec
+from jaxconvt import _arguments, _geometry, _plan, _problem, _spec
 from jaxconvt._costs import cost_of
 from jaxconvt._lowerings import LOWERINGS, depthwise
 from tests import util
@@ -68,9 +68,7 @@ class Modes(parameterized.TestCase):
         for mode in MODES.values():
             with mode():
                 explanation = jaxconvt.explain(LHS, RHS, (2, 1), "SAME", platform="cpu")
-                self.assertEqual(
-                    set(explanation.choices), {"value", "lhs gradient", "rhs gradient"}
-                )
+                self.assertEqual(set(explanation.configs), {"value", "input_grad", "kernel_grad"})
 
     @parameterized.parameters(*util.IMPLEMENTATIONS)
     def test_default_precision_is_that_of_each_call(self, implementation):
@@ -154,7 +152,7 @@ class Reading(parameterized.TestCase):
         self.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # of float64, which is float32 here
         jax.clear_caches()
-        for cached in (_spec._try_numerics, _spec._requested, _spec._cached):
+        for cached in (_arguments._try_numerics, _arguments._requested, _spec._cached):
             cached.cache_clear()
 
     def call(self, name, value, implementation):
@@ -185,7 +183,7 @@ class Reading(parameterized.TestCase):
         f, shape = self.call(*argument, implementation)
         structs = [jax.ShapeDtypeStruct(x, np.float32) for x in (LHS.shape, shape)]
         with absent_mesh(), jax.transfer_guard("disallow"):
-            self.assertLen(jaxconvt.explain(*structs, platform="cpu", **f.keywords).choices, 3)
+            self.assertLen(jaxconvt.explain(*structs, platform="cpu", **f.keywords).configs, 3)
 
 
 class Kept(parameterized.TestCase):
@@ -206,11 +204,11 @@ class Kept(parameterized.TestCase):
                 "dtype": np.float32,
                 "dtypes": (np.dtype("float32"),) * 3,
                 "flipped": False,
-                "dimension_numbers": _spec.layout(None, 3),
+                "dimension_numbers": _arguments.layout(None, 3),
                 "single_device": True,
                 "platform": "cpu",
             }
-            call = _call.describe("out", axes, **how, **letters)
+            call = _problem.describe("out", axes, **how, **letters)
             _plan.choose("auto", cost_of("cpu"), call, both_gradients=False)
             _spec.cached_spec(
                 (1, i + 1, 2),
@@ -218,7 +216,7 @@ class Kept(parameterized.TestCase):
                 (2,),
                 "SAME",
                 (1,),
-                _spec.layout(None, 3),
+                _arguments.layout(None, 3),
                 False,
                 False,
                 1,

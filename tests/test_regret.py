@@ -12,8 +12,8 @@ from typing import NamedTuple
 from absl.testing import absltest, parameterized
 
 from benchmarks import fit
-from jaxconvt._call import Choice
 from jaxconvt._costs import cost_of, gpu
+from jaxconvt._problem import Config
 
 FILES = fit.FILES
 GPU = fit.RESULTS / "clocked-h200.json"
@@ -39,15 +39,15 @@ BOUNDS = {
 
 # Times as few cycles as jax.lax on TPU, at least, by layers and face: geometric means.
 FASTER = {
-    ("the report's", "out"): 2.5,
-    ("the report's", "lhs"): 1.15,
-    ("the report's", "rhs"): 1.55,
-    ("other", "out"): 2.7,
-    ("other", "lhs"): 1.12,
-    ("other", "rhs"): 1.13,
-    ("left out", "out"): 1.0,
-    ("left out", "lhs"): 1.0,
-    ("left out", "rhs"): 1.0,
+    ("the report's", "value"): 2.5,
+    ("the report's", "input_grad"): 1.15,
+    ("the report's", "kernel_grad"): 1.55,
+    ("other", "value"): 2.7,
+    ("other", "input_grad"): 1.12,
+    ("other", "kernel_grad"): 1.13,
+    ("left out", "value"): 1.0,
+    ("left out", "input_grad"): 1.0,
+    ("left out", "kernel_grad"): 1.0,
 }
 NEVER_SLOWER = 0.95  # of jax.lax's cycles over those of any pick ...
 CLOCKED = 0.9  # ... and of its time, by a clock
@@ -75,7 +75,7 @@ class RegretTest(parameterized.TestCase):
     def test_picks_of_layers_left_out(self, path):
         # Of those that have all forms timed; `fit.py --leave-out` takes all.
         of, timed = timings(path)
-        of, every = of._replace(steps=(1.1,)), {t.layer for t in timed if t.choice.name == "col2im"}
+        of, every = of._replace(steps=(1.1,)), {t.layer for t in timed if t.config.name == "col2im"}
         layers = every & {"dcgan_rgb", "fcn8s", "hifigan_4", "sr_x3", "nnunet"}
         self.assertGreaterEqual(len(layers), 3)
         for layer in sorted(layers):
@@ -101,10 +101,10 @@ class RegretTest(parameterized.TestCase):
         least = NEVER_SLOWER if path in CYCLES else CLOCKED
         for left_out in (False, True):
             of, timed = timings(path, left_out)
-            picks = list(fit.picks(of.cost(of.rates), timed))
+            picks = list(fit.measurements(of.cost(of.rates), timed))
             self.assertTrue(len(picks) > 50 or not timed)
             for pick, xlas in picks:
-                with self.subTest(f"{pick.layer} {pick.dtype} {pick.call.face} {pick.choice}"):
+                with self.subTest(f"{pick.layer} {pick.dtype} {pick.call.face} {pick.config}"):
                     self.assertGreaterEqual(xlas.seconds / pick.seconds, least)
 
 
@@ -115,7 +115,7 @@ class CyclesTest(parameterized.TestCase):
         for left_out in (False, True):
             of, timed = timings(path, left_out)
             faces = {(t.layer, t.call.face) for t in timed}
-            picks = list(fit.picks(of.cost(of.rates), timed))
+            picks = list(fit.measurements(of.cost(of.rates), timed))
             self.assertLen(picks, len(faces))  # all forms were compiled
             for pick, xlas in picks:
                 ratios[fit.group(pick), pick.call.face].append(xlas.seconds / pick.seconds)
@@ -138,9 +138,9 @@ class FitTest(parameterized.TestCase):
     def test_compares_picks(self):
         path = GPU
         of, timed = timings(path)
-        pick = next(t for t in timed if (t.layer, t.call.face) == ("fcn8s", "out"))
-        xlas = pick._replace(choice=Choice("dilated"), seconds=1.0)
-        picks = [pick._replace(choice=each.choice, seconds=0.5) for each in timed]
+        pick = next(t for t in timed if (t.layer, t.call.face) == ("fcn8s", "value"))
+        xlas = pick._replace(choice=Config("dilated"), seconds=1.0)
+        picks = [pick._replace(choice=each.config, seconds=0.5) for each in timed]
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             fit.compared(of.cost(of.rates), [*picks, xlas], path)
         self.assertIn(
@@ -149,7 +149,7 @@ class FitTest(parameterized.TestCase):
 
     def test_reads_clocks_of_cpus(self):
         layer = {"lhs": [2, 8, 8, 16], "out": 4, "kernel": [4, 4], "strides": [2, 2]}
-        row = {"layer": "x", "face": "rhs", "dtype": "float32", "lowering": "col2im"}
+        row = {"layer": "x", "face": "kernel_grad", "dtype": "float32", "lowering": "col2im"}
         data = {
             "machine": {"platform": "cpu", "device": "cpu", "jaxlib": "0.12.0"},
             "layers": {"x": {**layer, "padding": [[1, 2], [2, 2]]}},
@@ -192,7 +192,7 @@ class DevicesTest(parameterized.TestCase):
 
     def test_a_card_is_as_fast_as_it_is_published(self):
         _, timed = timings(GPU)
-        sums = next(t for t in timed if t.choice.name == "depthwise")  # which memory bounds
+        sums = next(t for t in timed if t.config.name == "depthwise")  # which memory bounds
         seconds = [sums.estimate(cost_of("cuda", name)) for name in gpu.DEVICES]
         rates = [device.bytes for device in gpu.DEVICES.values()]
         order = sorted(range(len(rates)), key=rates.__getitem__)

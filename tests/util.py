@@ -11,8 +11,8 @@ import numpy as np
 from jax import lax
 
 import jaxconvt
-from jaxconvt import _explain, _layout, _plan, _primitive
-from jaxconvt._call import Choice
+from jaxconvt import _evaluate, _explain, _plan, _primitive, _spec
+from jaxconvt._problem import Config
 from tests import oracle
 
 IMPLEMENTATIONS = jaxconvt.IMPLEMENTATIONS
@@ -93,7 +93,7 @@ def makes(implementation, c):
         return True
     structs = [jax.ShapeDtypeStruct(shape, np.float32) for shape in (c.lhs, c.rhs)]
     lhs, rhs, spec, _ = _explain.call_arguments(*structs, **c.kwargs)
-    calls = _layout.calls_of(lhs, rhs, spec, np.float32, "cpu").values()
+    calls = _spec.problems_of(lhs, rhs, spec, np.float32, "cpu").values()
     return any(_plan.candidates(call, implementation)[0].name == implementation for call in calls)
 
 
@@ -101,8 +101,8 @@ def forced(name, gathered=0, chunks=1):
     """In the place of `_plan._choose`: a form, or where there is none the general one's."""
 
     def choose(implementation, cost, call, both_gradients):
-        form = Choice(_plan.candidates(call, name)[0].name, gathered)
-        chunked = form.name == "col2im" or (form.name == "depthwise" and call.face == "rhs")
+        form = Config(_plan.candidates(call, name)[0].name, gathered)
+        chunked = form.name == "col2im" or (form.name == "depthwise" and call.face == "kernel_grad")
         return form._replace(chunks=chunks) if chunked else form
 
     return choose
@@ -222,7 +222,7 @@ def precisions(f, *args):
             ]
             if equation.primitive is _primitive.conv_transpose_p:
                 lowered = functools.partial(
-                    _primitive.compute, platform="cpu", single_device=True, **equation.params
+                    _evaluate.evaluate, platform="cpu", single_device=True, **equation.params
                 )
                 inner = [jax.make_jaxpr(lowered)(*[x.aval for x in equation.invars])]
             results = [frozenset().union(*inputs)] * len(equation.outvars)

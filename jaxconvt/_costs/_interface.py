@@ -1,44 +1,44 @@
 """What every platform's cost is."""
 
-import abc
 from collections.abc import Sequence
 
-from jaxconvt._call import Call, Convolution, Work
+from jaxconvt._problem import Convolution, Problem, Work
 
 
-class Cost(abc.ABC):
+class Cost:
     """Estimated seconds on one platform, of what lowerings do.
 
-    They rank lowerings, and do not predict a clock.
+    They rank lowerings, and do not predict a clock. This class is for platforms of which nothing
+    is known: what makes the fewest operations is picked, which is XLA's own program.
     """
 
-    basis: str  # what the figures rest on: a clock, a compiler, or a guess
-    trusted: float  # estimates within this factor of each other count as equal
-    margin: float = 1.15  # so many times as fast as XLA's own program must another be estimated
-    width: int = 1  # bytes of an element of intermediates, at least
+    basis = "a guess: nothing is known of this platform"  # what the figures rest on
+    rel_tolerance = 1.0  # estimates within this factor of each other count as equal
+    margin = 1.15  # so many times as fast as XLA's own program must another be estimated
+    width = 1  # bytes of an element of intermediates, at least
 
-    @abc.abstractmethod
-    def seconds(self, call: Call, work: Work, in_loop: bool = False) -> float:
-        """Of one chunk of the batch, of which `call` is; `in_loop` if there are several."""
+    def seconds(self, problem: Problem, work: Work, in_loop: bool = False) -> float:
+        """Return the seconds of one chunk of the batch; `in_loop` if there are several."""
+        return 1.0 + work.operations + work.products
 
-    def shared(self, call: Call, works: Sequence[Work]) -> float:
-        """What both gradients save by being made together."""
+    def shared(self, problem: Problem, works: Sequence[Work]) -> float:
+        """Return the seconds that both gradients save by being made together."""
         return 0.0
 
-    def carried(self, call: Call) -> int:
-        """Bytes of the copies of images that a loop over chunks of them has."""
+    def carried(self, problem: Problem) -> int:
+        """Return the bytes of the copies of images that a loop over chunks of them has."""
         return 0
 
-    def becomes(self, call: Call, work: Work) -> str:
-        """What the compiler makes of it, in words."""
+    def compiled_as(self, problem: Problem, work: Work) -> str:
+        """Return what the compiler makes of it, in words."""
         if made := work.convolution:
-            return _several(made.calls, self.convolution(call, made))
+            return _several(made.calls, self.convolution(problem, made))
         if work.products:
             return _several(work.products, "product of matrices", "products of matrices")
         return "sums written out"
 
-    def convolution(self, call: Call, made: Convolution) -> str:
-        """The name of a convolution there."""
+    def convolution(self, problem: Problem, made: Convolution) -> str:
+        """Return the name of a convolution there."""
         return {
             "forward": "convolution",
             "dilated": "convolution of a dilated lhs",

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from jaxlib.version import __version__ as jaxlib_version
 
-from jaxconvt._call import Call, Convolution, Work
 from jaxconvt._costs._interface import Cost
+from jaxconvt._problem import OPERANDS, Convolution, Problem, Work
 
 LINE = 64  # bytes: shorter rows of channels are taken apart no faster than these
 VECTOR = 16  # channels on both sides, under which a kernel gradient is no product of matrices
@@ -34,8 +34,8 @@ class Rates:
     loop: float  # per flop of a convolution that is a loop: of most kernel gradients
     apart: float  # per multiply-add of a loop over zeros, too, for each in channel of an output
     summed: float  # per flop of sums written out, or products of single numbers, in the value ...
-    gathered: float  # ... in the gradient of lhs ...
-    reduced: float  # ... and over an image, in that of the kernel
+    gathered: float  # ... in the input gradient ...
+    reduced: float  # ... and over an image, in the kernel gradient
     moved: float  # per byte that is read, written or put in another order
     windows: float  # per byte of the windows that a convolution gathers in 1-D and 2-D ...
     volumes: float  # ... and in more dimensions
@@ -44,125 +44,151 @@ class Rates:
 
 
 class Cpu(Cost):
-    trusted = 1.05
+    rel_tolerance = 1.05
     width = 4  # bfloat16 and float16 are converted first
 
     def __init__(self, rates: Rates, machine: str, carries: bool) -> None:
         self.basis = f"a clock: {machine}"
         self.rates, self.machine, self.carries = rates, machine, carries
 
-    def seconds(self, call: Call, work: Work, in_loop: bool = False) -> float:
+    def seconds(self, problem: Problem, work: Work, in_loop: bool = False) -> float:
         rates = self.rates
         # Products of single numbers: groups stay where they are, beside each other.
-        single = call.i == 1 < call.g
-        time = rates.call * (1 + work.operations) + call.bytes * rates.moved
+        single = problem.in_channels == 1 < problem.groups
+        time = rates.call * (1 + work.operations) + problem.bytes * rates.moved
         if work.convolution:
-            time += self._convolution(call, work, work.convolution)
-        summed = {"out": rates.summed, "lhs": rates.gathered, "rhs": rates.reduced}[call.face]
-        time += work.product_flops * (summed if single else self._product(call))
+            time += self._convolution(problem, work, work.convolution)
+        summed = {
+            "value": rates.summed,
+            "input_grad": rates.gathered,
+            "kernel_grad": rates.reduced,
+        }[problem.face]
+        time += work.product_flops * (summed if single else self._product(problem))
         # Sums over an image are of rows of channels that may be no whole vectors.
-        row = call.g * call.j * call.itemsize
-        whole = math.ceil(row / LINE) * LINE / row if call.face == "rhs" else 1.0
+        row = problem.groups * problem.out_channels * problem.itemsize
+        whole = math.ceil(row / LINE) * LINE / row if problem.face == "kernel_grad" else 1.0
         time += work.sum_flops * summed * whole
-        time += _copied(call, work, single) * rates.moved
-        if call.taps_last and work.products and call.face != "rhs":
+        time += _copied(problem, work, single) * rates.moved
+        if problem.channels_first and work.products and problem.face != "kernel_grad":
             # Channels first, it seems: XLA's convolutions take that as it is, products do not.
-            time += 2 * (call.lhs_bytes + call.out_bytes) * rates.moved
-        fused = single and call.face == "lhs"  # multiplied and added up at once
-        return time + (0.0 if work.convolution or fused else self._fresh(work.temp))
+            time += 2 * (problem.lhs_bytes + problem.out_bytes) * rates.moved
+        fused = single and problem.face == "input_grad"  # multiplied and added up at once
+        return time + (0.0 if work.convolution or fused else self._fresh(work.temp_bytes))
 
-    def shared(self, call: Call, works: Sequence[Work]) -> float:
-        viewed, sizes = min([work.viewed for work in works]), [work.temp for work in works]
+    def shared(self, problem: Problem, works: Sequence[Work]) -> float:
+        unfolded, sizes = (
+            min([work.shared_bytes for work in works]),
+            [work.temp_bytes for work in works],
+        )
         apart = sum([self._fresh(size) for size in sizes])
-        return viewed * self.rates.moved - max(self._fresh(sum(sizes) - viewed) - apart, 0.0)
+        return unfolded * self.rates.moved - max(self._fresh(sum(sizes) - unfolded) - apart, 0.0)
 
-    def carried(self, call: Call) -> int:
+    def carried(self, problem: Problem) -> int:
         # Before 0.11, of bfloat16, which XLA widens, and of what is summed of single channels.
-        single = call.face == "rhs" and call.i == 1 < call.g and not call.turned("lhs")
-        if not self.carries or not (call.kind == "bfloat16" or (single and call.parts == 1)):
+        single = (
+            problem.face == "kernel_grad"
+            and problem.in_channels == 1 < problem.groups
+            and not problem.turned("lhs")
+        )
+        if not self.carries or not (problem.kind == "bfloat16" or (single and problem.parts == 1)):
             return 0
-        images = {"out": ("lhs",), "lhs": ("out",), "rhs": ("lhs", "out")}[call.face]
-        return sum(map(call.bytes_of, images))
+        images = [array for array in OPERANDS[problem.face] if array != "rhs"]
+        return sum(map(problem.bytes_of, images))
 
     def _fresh(self, size: int) -> float:
         return size * self.rates.fresh if size > REUSED else 0.0
 
-    def _product(self, call: Call) -> float:
-        """Seconds per flop."""
-        wider = {"bfloat16": self.rates.bfloat16, "float64": DOUBLE}.get(call.kind, 1.0)
+    def _product(self, problem: Problem) -> float:
+        """Return seconds per flop."""
+        wider = {"bfloat16": self.rates.bfloat16, "float64": DOUBLE}.get(problem.kind, 1.0)
         return self.rates.product * wider
 
-    def _convolution(self, call: Call, work: Work, made: Convolution) -> float:
+    def _convolution(self, problem: Problem, work: Work, made: Convolution) -> float:
         rates = self.rates
         if made.form in ("kernel gradient", "filter gradient"):
-            return self._kernel_gradient(call, made)
-        if call.face == "out" and made.form != "forward":
-            return self._dilated(call, made)
+            return self._kernel_gradient(problem, made)
+        if problem.face == "value" and made.form != "forward":
+            return self._dilated(problem, made)
         # No operand has zeros between its elements.
-        unknown = call.kind == "integer" or (call.kind == "float64" and len(call.axes) != 2)
-        if unknown or _larger(call, work.interleaved):
+        unknown = problem.kind == "integer" or (
+            problem.kind == "float64" and len(problem.axes) != 2
+        )
+        if unknown or _larger(problem, work.interleaved):
             return made.flops * rates.loop
-        if call.face == "out" and made.channels[1] < VECTOR:
+        if problem.face == "value" and made.channels[1] < VECTOR:
             made = made._replace(flops=FEW * made.flops)
-        if len(call.axes) == 2:
-            time = made.flops * rates.convolution + call.rhs_bytes * rates.kernel
+        if len(problem.axes) == 2:
+            time = made.flops * rates.convolution + problem.rhs_bytes * rates.kernel
             time += made.windows * rates.windows
         else:
             time = made.flops * rates.product
-            time += made.windows * (rates.windows if len(call.axes) < 2 else rates.volumes)
-        if call.g > 1:
+            time += made.windows * (rates.windows if len(problem.axes) < 2 else rates.volumes)
+        if problem.groups > 1:
             time += made.flops * rates.loop
         return time
 
-    def _kernel_gradient(self, call: Call, made: Convolution) -> float:
-        """That of one whose window is the image: a product in 2-D without strides alone."""
-        rates, few = self.rates, min(call.i, call.j)
-        if call.g > 1:  # XLA multiplies channels of different groups, too
-            return made.flops * rates.loop * call.g
-        strided = call.strided or call.kernel_dilated
-        if strided or len(call.axes) > 2 or few < VECTOR or call.kind in LOOPS:
+    def _kernel_gradient(self, problem: Problem, made: Convolution) -> float:
+        """Return the seconds of one whose window is the image: a product in 2-D without strides."""
+        rates, few = self.rates, min(problem.in_channels, problem.out_channels)
+        if problem.groups > 1:  # XLA multiplies channels of different groups, too
+            return made.flops * rates.loop * problem.groups
+        strided = problem.strided or problem.kernel_dilated
+        if strided or len(problem.axes) > 2 or few < VECTOR or problem.kind in LOOPS:
             return made.flops * rates.loop
         return made.flops * rates.convolution
 
-    def _dilated(self, call: Call, made: Convolution) -> float:
-        """The value as XLA makes it, of a dilated lhs."""
+    def _dilated(self, problem: Problem, made: Convolution) -> float:
+        """Return the seconds of the value as XLA makes it, of a dilated lhs."""
         rates = self.rates
-        if call.one_pixel and call.g == 1:
+        if problem.one_pixel and problem.groups == 1:
             return made.flops * rates.loop
-        if call.g > 1 or len(call.axes) > 2:  # zeros, too, for one output channel after another
-            return call.stuffed_flops / call.j * rates.apart
-        dilated = call.kernel_dilated and len(call.axes) > 1
-        if call.kind in LOOPS or dilated or _larger(call) or (call.j == len(call.axes) == 1):
+        if (
+            problem.groups > 1 or len(problem.axes) > 2
+        ):  # zeros, too, for one output channel after another
+            return problem.stuffed_flops / problem.out_channels * rates.apart
+        dilated = problem.kernel_dilated and len(problem.axes) > 1
+        if (
+            problem.kind in LOOPS
+            or dilated
+            or _larger(problem)
+            or (problem.out_channels == len(problem.axes) == 1)
+        ):
             return made.flops * rates.loop
-        folded = call.contributions * call.itemsize  # a product and a fold, one image at a time
-        narrow = max(LINE / (call.j * call.itemsize), 1.0)
+        folded = (
+            problem.contributions * problem.itemsize
+        )  # a product and a fold, one image at a time
+        narrow = max(LINE / (problem.out_channels * problem.itemsize), 1.0)
         time = made.flops * rates.product + 2 * folded * narrow * rates.moved
         return time + self._fresh(folded)
 
 
-def _copied(call: Call, work: Work, single: bool) -> float:
-    """Bytes that are put in another order, where short rows count as longer ones."""
-    made = float(work.made + work.cropped)
+def _copied(problem: Problem, work: Work, single: bool) -> float:
+    """Return the bytes put in another order, where short rows count as longer ones."""
+    made = float(work.col_bytes + work.cropped_bytes)
     if work.interleaved and work.convolution:
-        phases = call.j * call.itemsize * call.axes[-1].stride
+        phases = problem.out_channels * problem.itemsize * problem.axes[-1].stride
         # Of the value, each part is padded to the whole and added to it.
-        times = work.convolution.calls if call.face == "out" else 1
-        made += times * call.out_bytes * max(LINE / phases, 1.0)
-    row = call.j * call.itemsize * (call.g if single and work.products else 1)
-    narrow = 1.0 if call.face == "out" else max(LINE / max(row, 1), 1.0)
+        times = work.convolution.calls if problem.face == "value" else 1
+        made += times * problem.out_bytes * max(LINE / phases, 1.0)
+    row = (
+        problem.out_channels
+        * problem.itemsize
+        * (problem.groups if single and work.products else 1)
+    )
+    narrow = 1.0 if problem.face == "value" else max(LINE / max(row, 1), 1.0)
     # Patches of lhs are also transposed for the kernel gradient.
-    patches = work.patches * (2 if call.face == "rhs" else 1)
-    return patches + made * narrow + work.rearranged
+    patches = work.patch_bytes * (2 if problem.face == "kernel_grad" else 1)
+    return patches + made * narrow + work.rearranged_bytes
 
 
-def _larger(call: Call, phases: bool = False) -> bool:
+def _larger(problem: Problem, phases: bool = False) -> bool:
     """Whether the kernel, or that of some phases, is larger than the images it passes over.
 
     XLA then exchanges the two, and has no fast convolution of a window so large.
     """
-    extent = "size" if call.face == "out" else "out"
-    pixels: int = math.prod([getattr(axis, extent) for axis in call.axes])
-    taps: int = math.prod([-(-a.taps // (a.stride if phases else 1)) for a in call.axes])
+    extent = "size" if problem.face == "value" else "out"
+    pixels: int = math.prod([getattr(axis, extent) for axis in problem.axes])
+    taps: int = math.prod([-(-a.taps // (a.stride if phases else 1)) for a in problem.axes])
     return taps > pixels > 1
 
 
@@ -209,12 +235,12 @@ CPU_0_11 = Cpu(RATES_0_11, "2 cores of AMD EPYC (AVX-512), jaxlib 0.12.0", False
 
 
 def of(jaxlib: str) -> Cpu:
-    """That of a version of jaxlib: XLA's convolutions are others from 0.11 on."""
+    """Return the cost for a version of jaxlib: XLA's convolutions are others from 0.11 on."""
     return CPU_0_11 if tuple(map(int, jaxlib.split(".")[:2])) >= (0, 11) else CPU
 
 
 def installed(cpuinfo: Path = Path("/proc/cpuinfo")) -> Cpu:
-    """That of this jaxlib, on this CPU: one without units for bfloat16 gains nothing by it."""
+    """Return the cost for this jaxlib on this CPU: without units for it bfloat16 gains nothing."""
     known = of(jaxlib_version)
     if cpuinfo.exists() and re.search(r"\b(avx512|amx)_bf16\b", cpuinfo.read_text()):
         return known

@@ -19,11 +19,10 @@ best. So another is picked only where the formulas tell what XLA makes of it (`s
 import math
 from typing import NamedTuple
 
-from jaxconvt._call import Call, Work
 from jaxconvt._costs._interface import Cost
 from jaxconvt._geometry import Axis
-from jaxconvt._lowerings.strided import exchanged
-from jaxconvt._lowerings.subpixel import inner
+from jaxconvt._problem import Problem, Work
+from jaxconvt._xla import exchanges_operands
 
 CYCLE = 1 / 1.5e9  # seconds, of a v5e
 LANES, ROWS = 128, 8  # of a tile
@@ -60,97 +59,120 @@ RATES = Rates(
 
 
 class Tpu(Cost):
-    trusted = 1.02
+    rel_tolerance = 1.02
     margin = 1.35  # with 1.1 one layer took 1.15 times XLA's cycles; with 1.2 none does
     basis = "cycles that XLA's compiler estimates for a v5e, not on a clock"
 
     def __init__(self, rates: Rates = RATES) -> None:
         self.rates = rates
 
-    def seconds(self, call: Call, work: Work, in_loop: bool = False) -> float:
-        return self._cycles(call, work) * CYCLE * call.itemsize / WIDTH
+    def seconds(self, problem: Problem, work: Work, in_loop: bool = False) -> float:
+        return self._cycles(problem, work) * CYCLE * problem.itemsize / WIDTH
 
-    def _cycles(self, call: Call, work: Work) -> float:
+    def _cycles(self, problem: Problem, work: Work) -> float:
         rates, made = self.rates, work.convolution
         cycles = rates.start + rates.part * work.operations
-        kernel = work.rearranged * WIDTH / call.itemsize
-        if call.empty:
+        kernel = work.rearranged_bytes * WIDTH / problem.itemsize
+        if problem.empty:
             return cycles
-        if not sure(call, work):
-            return cycles + UNSURE * self._own(call)
-        if work.phases > 1:
-            return cycles + self._own(inner(call)) + kernel / rates.kernel
+        if not sure(problem, work):
+            return cycles + UNSURE * self._own(problem)
+        if work.inner:
+            return cycles + self._own(work.inner) + kernel / rates.kernel
         if made and made.form == "filter gradient":
-            copied = _image(call, "out") / rates.moved
-            return cycles + self._gradient(call) + copied + kernel / rates.kernel
+            copied = _image(problem, "out") / rates.moved
+            return cycles + self._gradient(problem) + copied + kernel / rates.kernel
         if made:
-            return cycles + self._own(call)
-        kernel /= rates.kernel if call.face == "rhs" else rates.moved
-        return cycles + self._products(call, work) + kernel + rates.part * work.slices
+            return cycles + self._own(problem)
+        kernel /= rates.kernel if problem.face == "kernel_grad" else rates.moved
+        return cycles + self._products(problem, work) + kernel + rates.part * work.slices
 
-    def _own(self, call: Call) -> float:
-        """XLA's own convolution."""
+    def _own(self, problem: Problem) -> float:
+        """Return the cycles of XLA's own convolution."""
         rates = self.rates
-        if call.face == "rhs":
+        if problem.face == "kernel_grad":
             # Of single channels it makes sums: so it was seen of one image in 2-D.
-            single = call.i == call.n == 1 < call.g and len(call.axes) > 1
-            pixels, taps = call.extent("size"), call.extent("taps")
+            single = (
+                problem.in_channels == problem.batch == 1 < problem.groups and len(problem.axes) > 1
+            )
+            pixels, taps = problem.extent("size"), problem.extent("taps")
             sums = pixels * taps if single and taps <= pixels else 0
-            reverse = WIDTH * call.elements("rhs") / rates.moved if call.flipped else 0.0
-            return self._gradient(call) + rates.grouped * sums + reverse
-        read, made = ("lhs", "out") if call.face == "out" else ("out", "lhs")
-        back = _image(call, made) / rates.moved
-        if call.n >= ROWS:
-            return self._multiplied(call) + back
-        last = _last(call)
-        if call.face == "lhs" or _divides(call):
+            reverse = (
+                WIDTH * problem.elements("rhs") / rates.moved if problem.forward_kernel else 0.0
+            )
+            return self._gradient(problem) + rates.grouped * sums + reverse
+        read, made = ("lhs", "out") if problem.face == "value" else ("out", "lhs")
+        back = _image(problem, made) / rates.moved
+        if problem.batch >= ROWS:
+            return self._multiplied(problem) + back
+        last = _last(problem)
+        if problem.face == "input_grad" or _divides(problem):
             # What a part reads of others: nothing, zeros at its end, or elements, too.
             overlap = last.taps > last.stride
             times: int = min(last.taps - 1, 1) + overlap
-            apart = overlap and call.face == "lhs" and len(call.axes) > 1 < last.stride
-            copies = rates.divided * (times + apart) * _image(call, read) / rates.moved
-            return self._multiplied(call) + copies + (1 + rates.divided * times) * back
-        skipped = last.stride if len(call.axes) > 1 else 1
-        rows = max(TOGETHER / call.n, 1) / skipped
-        return rows * self._multiplied(call, alone=True) + _alone(call) / rates.moved
+            apart = overlap and problem.face == "input_grad" and len(problem.axes) > 1 < last.stride
+            copies = rates.divided * (times + apart) * _image(problem, read) / rates.moved
+            return self._multiplied(problem) + copies + (1 + rates.divided * times) * back
+        skipped = last.stride if len(problem.axes) > 1 else 1
+        rows = max(TOGETHER / problem.batch, 1) / skipped
+        return rows * self._multiplied(problem, alone=True) + _alone(problem) / rates.moved
 
-    def _gradient(self, call: Call) -> float:
-        """A kernel gradient: what is multiplied, or the kernel put in order."""
-        moved = _tiled(call.extent("taps") * call.g, call.i, call.j) / self.rates.moved
-        cycles = max(self._multiplied(call), moved)
+    def _gradient(self, problem: Problem) -> float:
+        """Return the cycles of a kernel gradient: what is multiplied, or the kernel's order."""
+        moved = (
+            _tiled(
+                problem.extent("taps") * problem.groups, problem.in_channels, problem.out_channels
+            )
+            / self.rates.moved
+        )
+        cycles = max(self._multiplied(problem), moved)
         # The cotangent is put in order, of one image whose channels were not lanes.
-        order = call.n == 1 and len(call.axes) < 3
-        order = order and (_alone(call) > NEAR or call.g * call.j < NARROW)
-        return cycles + (_alone(call) / self.rates.moved if order else 0.0)
+        order = problem.batch == 1 and len(problem.axes) < 3
+        order = order and (_alone(problem) > NEAR or problem.groups * problem.out_channels < NARROW)
+        return cycles + (_alone(problem) / self.rates.moved if order else 0.0)
 
-    def _products(self, call: Call, work: Work) -> float:
-        """In 1-D: of patches of lhs, if it is gathered, and Y or U; Y is summed in float32."""
-        row, value = _last(call).size, call.face == "out"
-        rows = call.contributions / (call.j * row)
-        if work.patches:
-            rows *= work.made / (call.contributions * max(call.itemsize, 4 * value))
-        seen = _tiled(rows, row, call.j) * (2 if value else 1)
-        patches = _tiled(work.patches / (call.itemsize * call.i * row), row, call.i)
-        moved = self.rates.folded * seen + 2 * patches
-        zeros = _last(call).stride if value else 1
-        return self._multiplied(call) / zeros + moved / self.rates.moved
+    def _products(self, problem: Problem, work: Work) -> float:
+        """Return the cycles of products in 1-D, of patches of lhs, and of Y or U.
 
-    def _multiplied(self, call: Call, alone: bool = False) -> float:
-        """Tiles of the result, by those that are summed over, with zeros of a dilated lhs."""
-        taps, i, j = call.extent("taps"), call.g * call.i, call.g * call.j
-        pixels, points = call.n * call.extent("size"), call.n * call.extent("out")
-        if call.face == "rhs":
+        Y is summed in float32.
+        """
+        row, value = _last(problem).size, problem.face == "value"
+        rows = problem.contributions / (problem.out_channels * row)
+        if work.patch_bytes:
+            rows *= work.col_bytes / (problem.contributions * max(problem.itemsize, 4 * value))
+        cols = _tiled(rows, row, problem.out_channels) * (2 if value else 1)
+        patches = _tiled(
+            work.patch_bytes / (problem.itemsize * problem.in_channels * row),
+            row,
+            problem.in_channels,
+        )
+        moved = self.rates.folded * cols + 2 * patches
+        zeros = _last(problem).stride if value else 1
+        return self._multiplied(problem) / zeros + moved / self.rates.moved
+
+    def _multiplied(self, problem: Problem, alone: bool = False) -> float:
+        """Return the cycles of tiles of the result, by those summed over, zeros of lhs included."""
+        taps, i, j = (
+            problem.extent("taps"),
+            problem.groups * problem.in_channels,
+            problem.groups * problem.out_channels,
+        )
+        pixels, points = (
+            problem.batch * problem.extent("size"),
+            problem.batch * problem.extent("out"),
+        )
+        if problem.face == "kernel_grad":
             tiles = min(_whole(taps * i, j), _whole(taps * j, i))
             summed = pixels / LANES
-        elif call.face == "lhs":
+        elif problem.face == "input_grad":
             tiles, summed = _whole(pixels, i), taps * _summed(j, alone)
         else:  # XLA may exchange kernel and lhs
             tiles = _whole(points, j)
-            summed = min(taps, call.extent("size")) * _summed(i, alone)
+            summed = min(taps, problem.extent("size")) * _summed(i, alone)
         return self.rates.multiplied * tiles * max(summed, 1)
 
 
-def sure(call: Call, work: Work) -> bool:
+def sure(problem: Problem, work: Work) -> bool:
     """Whether the formulas tell what XLA makes of a form. They do of its own convolutions.
 
     Where they were far off, or nothing was looked at, XLA's own program stays:
@@ -165,53 +187,68 @@ def sure(call: Call, work: Work) -> bool:
     """
     if work.interleaved or work.sums:
         return False
-    if not (work.products or work.phases > 1):
+    if not (work.products or work.inner):
         return True
     if work.products:
-        known = call.face != "lhs" and len(call.axes) == 1
+        known = problem.face != "input_grad" and len(problem.axes) == 1
     else:
-        known = all(axis.out % axis.stride == 0 for axis in call.axes) and call.j < LANES
-        known = known and (call.g == 1 or call.face == "out")
-        known = known and (call.j >= ROWS or call.face != "lhs")
-    most = ROWS if len(call.axes) < 3 else 1
-    known = known and call.n <= most and call.g * call.i >= ROWS and not exchanged(call)
-    usual = all(axis.taps >= axis.stride and axis.dilation == 1 for axis in call.axes)
-    return known and usual and call.strided
+        known = (
+            all(axis.out % axis.stride == 0 for axis in problem.axes)
+            and problem.out_channels < LANES
+        )
+        known = known and (problem.groups == 1 or problem.face == "value")
+        known = known and (problem.out_channels >= ROWS or problem.face != "input_grad")
+    most = ROWS if len(problem.axes) < 3 else 1
+    known = (
+        known
+        and problem.batch <= most
+        and problem.groups * problem.in_channels >= ROWS
+        and not exchanges_operands(problem)
+    )
+    usual = all(axis.taps >= axis.stride and axis.dilation == 1 for axis in problem.axes)
+    return known and usual and problem.strided
 
 
-def _divides(call: Call) -> bool:
+def _divides(problem: Problem) -> bool:
     """Whether XLA divides images of which the value is made."""
-    last = _last(call)
+    last = _last(problem)
     short = last.taps < ROWS and last.taps <= 2 * last.stride
-    return not call.strided or (len(call.axes) == 2 and (last.stride == 1 or short))
+    return not problem.strided or (len(problem.axes) == 2 and (last.stride == 1 or short))
 
 
-def _last(call: Call) -> Axis:
-    return call.axes[-1] if call.axes else Axis(1, 1, 1, 1, 0, 0)
+def _last(problem: Problem) -> Axis:
+    return problem.axes[-1] if problem.axes else Axis(1, 1, 1, 1, 0, 0)
 
 
 def _summed(channels: int, alone: bool) -> float:
-    """Lanes that are summed over: few channels of several taps are summed at once."""
+    """Return the lanes summed over: few channels of several taps are summed at once."""
     return channels / LANES if channels < LANES and not alone else math.ceil(channels / LANES)
 
 
 # Bytes, and numbers, of tiles.
 
 
-def _image(call: Call, image: str) -> float:
-    """All images of "lhs" or "out"."""
-    what, channels = ("out", call.j) if image == "out" else ("size", call.i)
-    row = getattr(_last(call), what)
-    return _tiled(call.n * call.extent(what) / row, row, call.g * channels)
+def _image(problem: Problem, image: str) -> float:
+    """Return the bytes of all images of "lhs" or "out"."""
+    what, channels = (
+        ("out", problem.out_channels) if image == "out" else ("size", problem.in_channels)
+    )
+    row = getattr(_last(problem), what)
+    return _tiled(problem.batch * problem.extent(what) / row, row, problem.groups * channels)
 
 
-def _alone(call: Call) -> float:
-    """The outputs, with channels as lanes."""
-    return float(_padded(call.g * call.j) * call.n * call.extent("out") * WIDTH)
+def _alone(problem: Problem) -> float:
+    """Return the bytes of the outputs, with channels as lanes."""
+    return float(
+        _padded(problem.groups * problem.out_channels)
+        * problem.batch
+        * problem.extent("out")
+        * WIDTH
+    )
 
 
 def _tiled(rows: float, one: int, other: int) -> float:
-    """An array in which one of two axes is lanes: that which fills them better."""
+    """Return the bytes of an array in which one of two axes is lanes: the one that fills them."""
     return rows * min(other * _padded(one), one * _padded(other)) * WIDTH
 
 

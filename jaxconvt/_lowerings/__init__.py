@@ -1,6 +1,5 @@
 """The lowerings, one a file: a new one is a file and a line here."""
 
-from jaxconvt._call import Choice
 from jaxconvt._lowerings._interface import Lowering as Lowering
 from jaxconvt._lowerings.col2im import Col2im
 from jaxconvt._lowerings.depthwise import Depthwise
@@ -8,6 +7,7 @@ from jaxconvt._lowerings.dilated import Dilated
 from jaxconvt._lowerings.polyphase import Polyphase
 from jaxconvt._lowerings.strided import Strided
 from jaxconvt._lowerings.subpixel import Subpixel
+from jaxconvt._problem import Config
 
 # In order of preference among equals.
 LOWERINGS: dict[str, Lowering] = {
@@ -16,7 +16,7 @@ LOWERINGS: dict[str, Lowering] = {
 }
 
 # XLA's own program, which is jax.lax's.
-XLAS = Choice(Dilated.name)
+XLAS = Config(Dilated.name)
 
 # It makes every call, also what others can't.
 GENERAL: Lowering = LOWERINGS[Col2im.name]

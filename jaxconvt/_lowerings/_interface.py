@@ -5,15 +5,17 @@ from collections.abc import Sequence
 
 import jax
 
-from jaxconvt._call import Call, Choice, Work
-from jaxconvt._views import Numerics
+from jaxconvt._numerics import Numerics
+from jaxconvt._problem import Config, Problem, Work
 
 
 class Lowering(abc.ABC):
     """One way to make the three faces, for one group.
 
-    Arrays are as in `_primitive`, without the axis of groups: `jax.vmap` adds it, unless `grouped`.
-    Sizes are those of `call.axes`. With `call.flipped`, rhs and its gradient are stored reversed.
+    Arrays are as in `_primitive`, without the axis of groups: `jax.vmap` adds it, unless
+    `grouped`.
+    Sizes are those of `problem.axes`. With `problem.forward_kernel`, rhs and its gradient are
+    stored reversed.
     """
 
     name: str
@@ -23,27 +25,27 @@ class Lowering(abc.ABC):
     as_given: bool = False  # whether it takes operands of one dtype as they are, as jax.lax does
 
     @abc.abstractmethod
-    def forms(self, call: Call) -> Sequence[Choice]:
-        """The forms in which it can make a call, the preferred one first; none if it can't."""
+    def forms(self, problem: Problem) -> Sequence[Config]:
+        """Return the forms in which it can make a problem, the preferred one first; or none."""
 
     @abc.abstractmethod
-    def work(self, call: Call, choice: Choice) -> Work:
-        """What it does in this form for one chunk of the batch; `call` describes that chunk."""
+    def work(self, problem: Problem, config: Config) -> Work:
+        """Return what it does in this form; `problem` describes one chunk of the batch."""
 
     @abc.abstractmethod
     def value(
-        self, lhs: jax.Array, rhs: jax.Array, call: Call, choice: Choice, how: Numerics
+        self, lhs: jax.Array, rhs: jax.Array, problem: Problem, config: Config, numerics: Numerics
     ) -> jax.Array:
-        """[n, a.., i], [b.., i, j] -> [n, p.., j], computed as `how` says."""
+        """Make the value: [n, a.., i], [b.., i, j] -> [n, p.., j], computed as `numerics` says."""
 
     @abc.abstractmethod
-    def grad_lhs(
-        self, ct: jax.Array, rhs: jax.Array, call: Call, choice: Choice, how: Numerics
+    def input_grad(
+        self, ct: jax.Array, rhs: jax.Array, problem: Problem, config: Config, numerics: Numerics
     ) -> jax.Array:
-        """[n, p.., j], [b.., i, j] -> [n, a.., i]."""
+        """Make the input gradient: [n, p.., j], [b.., i, j] -> [n, a.., i]."""
 
     @abc.abstractmethod
-    def grad_rhs(
-        self, lhs: jax.Array, ct: jax.Array, call: Call, choice: Choice, how: Numerics
+    def kernel_grad(
+        self, lhs: jax.Array, ct: jax.Array, problem: Problem, config: Config, numerics: Numerics
     ) -> jax.Array:
-        """[n, a.., i], [n, p.., j] -> [b.., i, j]."""
+        """Make the kernel gradient: [n, a.., i], [n, p.., j] -> [b.., i, j]."""

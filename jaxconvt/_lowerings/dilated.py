@@ -4,12 +4,14 @@ from collections.abc import Sequence
 
 import jax
 
-from jaxconvt import _default
-from jaxconvt._call import Call, Choice, Convolution, Work, spec_of, window_bytes
+from jaxconvt import _reference
 from jaxconvt._canonical import canonical, users
 from jaxconvt._geometry import Axes, dilate
+from jaxconvt._im2col import pad, transpose_of
 from jaxconvt._lowerings._interface import Lowering
-from jaxconvt._views import Numerics, back, pad
+from jaxconvt._numerics import Numerics
+from jaxconvt._problem import Config, Convolution, Problem, Work, spec_of, window_bytes
+from jaxconvt._xla import can_use_dilated_conv, copied_around_conv
 
 
 class Dilated(Lowering):
@@ -18,74 +20,88 @@ class Dilated(Lowering):
     grouped = True
     as_given = True
 
-    def forms(self, call: Call) -> Sequence[Choice]:
-        made = call.convolvable and not call.ends_the_process
-        return [Choice(self.name)] if made else []
+    def forms(self, problem: Problem) -> Sequence[Config]:
+        return [Config(self.name)] if can_use_dilated_conv(problem) else []
 
-    def work(self, call: Call, choice: Choice) -> Work:
-        points = call.n * call.g * call.extent("size") * call.extent("taps")
+    def work(self, problem: Problem, config: Config) -> Work:
+        points = problem.batch * problem.groups * problem.extent("size") * problem.extent("taps")
         form, windows, rearranged, patches = "dilated", 0, 0, 0
-        if call.face == "rhs":
+        if problem.face == "kernel_grad":
             form = "kernel gradient"
-        elif call.face == "lhs":
-            form, windows = "forward", window_bytes(points, call.j, call.itemsize)
+        elif problem.face == "input_grad":
+            form, windows = "forward", window_bytes(points, problem.out_channels, problem.itemsize)
             # A reverse of taps that are last joins the transpose that comes first.
-            rearranged = 0 if call.flipped or call.taps_last else call.rhs_bytes
-            if any(a.taps < a.stride for a in call.axes):  # the cotangent is cropped first
-                patches = call.out_bytes
-        elif not call.strided:
-            form, windows = "forward", window_bytes(points, call.i, call.itemsize)
-        made = Convolution(form, call.flops, windows, (call.i, call.j))
-        return Work(convolution=made, patches=patches, rearranged=rearranged, temp=_temp(call))
+            rearranged = (
+                0 if problem.forward_kernel or problem.channels_first else problem.rhs_bytes
+            )
+            if any(a.taps < a.stride for a in problem.axes):  # the cotangent is cropped first
+                patches = problem.out_bytes
+        elif not problem.strided:
+            form, windows = "forward", window_bytes(points, problem.in_channels, problem.itemsize)
+        made = Convolution(
+            form, problem.flops, windows, (problem.in_channels, problem.out_channels)
+        )
+        return Work(
+            convolution=made,
+            patch_bytes=patches,
+            rearranged_bytes=rearranged,
+            temp_bytes=_temp(problem),
+        )
 
     def value(
-        self, lhs: jax.Array, rhs: jax.Array, call: Call, choice: Choice, how: Numerics
+        self, lhs: jax.Array, rhs: jax.Array, problem: Problem, config: Config, numerics: Numerics
     ) -> jax.Array:
-        """The user's own call of `lax.conv_general_dilated`, of the user's own arrays.
+        """Make the user's own call of `lax.conv_general_dilated`, of the user's own arrays.
 
         Its transposes are then jax.lax's, too. XLA removes the transposes that are undone here.
         """
-        axes, left_out = call.axes, (0,) * len(call.axes)
-        if call.platform == "cpu" or not call.single_device:
+        axes, left_out = problem.axes, (0,) * len(problem.axes)
+        if problem.platform == "cpu" or not problem.single_device:
             lhs, axes, left_out = _without_faults(lhs, axes)
-        stored = call.dimension_numbers, call.flipped
-        spec = spec_of(axes, call.dimension_numbers, call.g, call.flipped)
+        stored = problem.dimension_numbers, problem.forward_kernel
+        spec = spec_of(axes, problem.dimension_numbers, problem.groups, problem.forward_kernel)
         lhs, rhs = users("lhs", lhs, *stored), users("rhs", rhs, *stored)
-        rhs = _default.flip_and_swap(rhs, spec) if call.flipped else rhs
-        out = canonical("out", _default.convolve(lhs, rhs, spec, *how), *stored, call.g)
+        rhs = _reference.flip_and_swap(rhs, spec) if problem.forward_kernel else rhs
+        out = canonical(
+            "out", _reference.convolve(lhs, rhs, spec, *numerics), *stored, problem.groups
+        )
         for at, zeros in enumerate(left_out):
             out = pad(out, 1 + at, zeros, 0) if zeros else out
         return out
 
-    def grad_lhs(
-        self, ct: jax.Array, rhs: jax.Array, call: Call, choice: Choice, how: Numerics
+    def input_grad(
+        self, ct: jax.Array, rhs: jax.Array, problem: Problem, config: Config, numerics: Numerics
     ) -> jax.Array:
-        ct, rhs = (x.astype(how.preferred_element_type) for x in (ct, rhs))
-        shape = (ct.shape[0], *[a.size for a in call.axes], *rhs.shape[-3:-1])
-        return back(lambda lhs: self.value(lhs, rhs, call, choice, how), shape, ct)
+        ct, rhs = (x.astype(numerics.preferred_element_type) for x in (ct, rhs))
+        shape = (ct.shape[0], *[a.size for a in problem.axes], *rhs.shape[-3:-1])
+        return transpose_of(lambda lhs: self.value(lhs, rhs, problem, config, numerics), shape, ct)
 
-    def grad_rhs(
-        self, lhs: jax.Array, ct: jax.Array, call: Call, choice: Choice, how: Numerics
+    def kernel_grad(
+        self, lhs: jax.Array, ct: jax.Array, problem: Problem, config: Config, numerics: Numerics
     ) -> jax.Array:
-        lhs, ct = (x.astype(how.preferred_element_type) for x in (lhs, ct))
-        shape = (*[a.taps for a in call.axes], *lhs.shape[-2:], ct.shape[-1])
-        return back(lambda rhs: self.value(lhs, rhs, call, choice, how), shape, ct)
+        lhs, ct = (x.astype(numerics.preferred_element_type) for x in (lhs, ct))
+        shape = (*[a.taps for a in problem.axes], *lhs.shape[-2:], ct.shape[-1])
+        return transpose_of(lambda rhs: self.value(lhs, rhs, problem, config, numerics), shape, ct)
 
 
-def _temp(call: Call) -> int:
-    """Bytes of the copies that XLA's CPU backend makes of operands and result."""
-    kernel = call.strided or call.face != "out" or len(call.axes) > 2
-    if call.face == "out" and call.kind == "integer" and len(set(call.dtypes)) == 1:
-        call = call._replace(itemsize=call.dtypes[0].itemsize)  # multiplied as they are
-    whole = call.turned("lhs") and not call.converted("lhs") and call.n == call.g == 1
-    moved = any(a.stride == 1 and not 0 <= a.lo < dilate(a.taps, a.dilation) for a in call.axes)
+def _temp(problem: Problem) -> int:
+    """Return the bytes of the copies that XLA's CPU backend makes of operands and result."""
+    kernel = problem.strided or problem.face != "value" or len(problem.axes) > 2
+    if problem.face == "value" and problem.kind == "integer" and len(set(problem.dtypes)) == 1:
+        problem = problem._replace(itemsize=problem.dtypes[0].itemsize)  # multiplied as they are
+    whole = (
+        problem.turned("lhs")
+        and not problem.converted("lhs")
+        and problem.batch == problem.groups == 1
+    )
+    moved = any(a.stride == 1 and not 0 <= a.lo < dilate(a.taps, a.dilation) for a in problem.axes)
     # A batch of one is a batch of features as it lies.
-    images = 0 if call.face == "rhs" and whole else call.convolved(moved)
-    return images + call.rhs_bytes * kernel
+    images = 0 if problem.face == "kernel_grad" and whole else copied_around_conv(problem, moved)
+    return images + problem.rhs_bytes * kernel
 
 
 def _without_faults(lhs: jax.Array, axes: Axes) -> tuple[jax.Array, Axes, tuple[int, ...]]:
-    """lhs and axes padded by hand where XLA is wrong, and the zeros to put before the output.
+    """Pad by hand where XLA is wrong; return lhs, axes, and the zeros to put before the output.
 
     XLA's CPU backend (of jaxlib 0.10 and 0.12 at least) reads beyond its arrays if a lhs that is
     not dilated is cropped at the low end and padded at the high end. That may happen here, or in

@@ -16,11 +16,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxconvt._call import Call, Choice, Work
 from jaxconvt._geometry import Axis
+from jaxconvt._im2col import pad, transpose_of
 from jaxconvt._lowerings._interface import Lowering
 from jaxconvt._lowerings.dilated import Dilated
-from jaxconvt._views import Numerics, back, pad
+from jaxconvt._numerics import Numerics
+from jaxconvt._problem import Config, Problem, Work
+from jaxconvt._xla import can_use_dilated_conv
 
 DILATED = Dilated()
 
@@ -31,48 +33,50 @@ class Subpixel(Lowering):
     grouped = True
     platforms = ("tpu",)  # it was looked at on no other
 
-    def forms(self, call: Call) -> Sequence[Choice]:
-        """No call that devices divide, as of "polyphase".
+    def forms(self, problem: Problem) -> Sequence[Config]:
+        """Return one form, but none of a problem that devices divide, as "polyphase" has none.
 
         Where taps are dilated, or fewer than phases, most of the kernel would be zeros.
         """
-        last = call.axes[-1] if call.axes else None
-        made = last and 1 < last.stride <= last.taps and last.dilation == 1 and not call.empty
-        made = made and call.single_device and call.convolvable and not call.ends_the_process
-        return [Choice(self.name)] if made else []
+        last = problem.axes[-1] if problem.axes else None
+        made = last and 1 < last.stride <= last.taps and last.dilation == 1 and not problem.empty
+        made = made and problem.single_device and can_use_dilated_conv(problem)
+        return [Config(self.name)] if made else []
 
-    def work(self, call: Call, choice: Choice) -> Work:
-        made = inner(call)
-        work = DILATED.work(made, choice)
+    def work(self, problem: Problem, config: Config) -> Work:
+        made = _inner(problem)
+        work = DILATED.work(made, config)
         return work._replace(
-            phases=call.axes[-1].stride,
-            rearranged=work.rearranged + call.rhs_bytes + made.rhs_bytes,
+            inner=made,
+            rearranged_bytes=work.rearranged_bytes + problem.rhs_bytes + made.rhs_bytes,
             operations=2,
-            temp=work.temp + 2 * made.rhs_bytes + made.out_bytes,
+            temp_bytes=work.temp_bytes + 2 * made.rhs_bytes + made.out_bytes,
         )
 
     def value(
-        self, lhs: jax.Array, rhs: jax.Array, call: Call, choice: Choice, how: Numerics
+        self, lhs: jax.Array, rhs: jax.Array, problem: Problem, config: Config, numerics: Numerics
     ) -> jax.Array:
-        out = DILATED.value(lhs, _kernel(rhs, call), inner(call), choice, how)
-        shape = (out.shape[0], *[a.out for a in call.axes], *rhs.shape[-3::2])
-        return back(partial(_seen, call=call), shape, out)
+        out = DILATED.value(lhs, _kernel(rhs, problem), _inner(problem), config, numerics)
+        shape = (out.shape[0], *[a.out for a in problem.axes], *rhs.shape[-3::2])
+        return transpose_of(partial(_unfold, problem=problem), shape, out)
 
-    def grad_lhs(
-        self, ct: jax.Array, rhs: jax.Array, call: Call, choice: Choice, how: Numerics
+    def input_grad(
+        self, ct: jax.Array, rhs: jax.Array, problem: Problem, config: Config, numerics: Numerics
     ) -> jax.Array:
-        return DILATED.grad_lhs(_seen(ct, call), _kernel(rhs, call), inner(call), choice, how)
+        return DILATED.input_grad(
+            _unfold(ct, problem), _kernel(rhs, problem), _inner(problem), config, numerics
+        )
 
-    def grad_rhs(
-        self, lhs: jax.Array, ct: jax.Array, call: Call, choice: Choice, how: Numerics
+    def kernel_grad(
+        self, lhs: jax.Array, ct: jax.Array, problem: Problem, config: Config, numerics: Numerics
     ) -> jax.Array:
-        kernel = DILATED.grad_rhs(lhs, _seen(ct, call), inner(call), choice, how)
-        shape = (*[a.taps for a in call.axes], *lhs.shape[-2:], ct.shape[-1])
-        return back(partial(_kernel, call=call), shape, kernel)
+        kernel = DILATED.kernel_grad(lhs, _unfold(ct, problem), _inner(problem), config, numerics)
+        shape = (*[a.taps for a in problem.axes], *lhs.shape[-2:], ct.shape[-1])
+        return transpose_of(partial(_kernel, problem=problem), shape, kernel)
 
 
 def _shifts(axis: Axis) -> tuple[int, int]:
-    """The least and the greatest row that taps move lhs by: q of the last tap, and of the first."""
+    """Return the least and the greatest shift of lhs: q of the last tap, and of the first."""
     return (axis.lo - axis.taps + 1) // axis.stride, axis.lo // axis.stride
 
 
@@ -80,21 +84,23 @@ def _rows(axis: Axis) -> int:
     return -(-axis.out // axis.stride)
 
 
-def inner(call: Call) -> Call:
-    """The convolution of whose output channels some are phases."""
-    *others, last = call.axes
+def _inner(problem: Problem) -> Problem:
+    """Return the problem of the convolution of whose output channels some are phases."""
+    *others, last = problem.axes
     low, high = _shifts(last)
     taps, s = high - low + 1, last.stride
     axis = Axis(last.size, taps, 1, 1, high, _rows(last) - last.size - low)
-    return call._replace(axes=(*others, axis), j=s * call.j, flipped=False)
+    return problem._replace(
+        axes=(*others, axis), out_channels=s * problem.out_channels, forward_kernel=False
+    )
 
 
-def _kernel(rhs: jax.Array, call: Call) -> jax.Array:
-    """[b.., g, i, j] -> [b.., q, g, i, s*j]."""
-    at, last = len(call.axes) - 1, call.axes[-1]
+def _kernel(rhs: jax.Array, problem: Problem) -> jax.Array:
+    """Take the kernel apart: [b.., g, i, j] -> [b.., q, g, i, s*j]."""
+    at, last = len(problem.axes) - 1, problem.axes[-1]
     low, high = _shifts(last)
     s = last.stride
-    if call.flipped:
+    if problem.forward_kernel:
         rhs = lax.rev(rhs, range(at + 1))
     # Taps go from the last phase of the greatest shift to the first of the least.
     rhs = pad(rhs, at, high * s + s - 1 - last.lo, last.lo - (last.taps - 1) - low * s)
@@ -103,9 +109,9 @@ def _kernel(rhs: jax.Array, call: Call) -> jax.Array:
     return lax.reshape(rhs, (*rhs.shape[:-2], s * rhs.shape[-1]))
 
 
-def _seen(out: jax.Array, call: Call) -> jax.Array:
-    """[n, p.., g, j] -> [n, p.., m, g, s*j]."""
-    at, last = len(call.axes), call.axes[-1]
+def _unfold(out: jax.Array, problem: Problem) -> jax.Array:
+    """Put phases with channels: [n, p.., g, j] -> [n, p.., m, g, s*j]."""
+    at, last = len(problem.axes), problem.axes[-1]
     out = pad(out, at, 0, _rows(last) * last.stride - last.out)
     out = lax.reshape(out, (*out.shape[:at], _rows(last), last.stride, *out.shape[at + 1 :]))
     out = jnp.moveaxis(out, at + 1, -2)

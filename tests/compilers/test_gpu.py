@@ -6,16 +6,15 @@ import jax
 from absl.testing import absltest, parameterized
 
 from benchmarks import compilers, division
-from jaxconvt import _layout, _plan
+from jaxconvt import _plan, _spec
 from jaxconvt._costs import cost_of
 from jaxconvt._explain import call_arguments
-from jaxconvt._layers import BY_NAME, LAYERS, Example, Layer
+from jaxconvt._layers import BY_NAME, LAYERS, Layer, LayerCall
 from jaxconvt._lowerings.strided import why_no_library_call
 from tests import util
 
-FACES = {"value": "out", "lhs gradient": "lhs", "rhs gradient": "rhs"}
 CONVOLUTIONS = ("dilated", "strided", "polyphase")
-CALLS = {"out": "I", "lhs": "F", "rhs": "W"}
+CALLS = {"value": "I", "input_grad": "F", "kernel_grad": "W"}
 # XLA takes a filter gradient whose window is as large as its image for a forward convolution,
 # of as many multiply-adds.
 FORWARD = (("dcgan_4", "rhs"), ("istft", "rhs"))
@@ -33,7 +32,7 @@ def example(ci, co, flip, channels_first):
     if channels_first:
         lhs, rhs = (4, ci, 40, 200), (ci, co, 3, 32) if flip else (co, ci, 3, 32)
         kwargs["dimension_numbers"] = ("NCHW", "OIHW", "NCHW")
-    return Example(*[jax.ShapeDtypeStruct(shape, "float32") for shape in (lhs, rhs)], kwargs)
+    return LayerCall(*[jax.ShapeDtypeStruct(shape, "float32") for shape in (lhs, rhs)], kwargs)
 
 
 class GpuTest(parameterized.TestCase):
@@ -49,7 +48,7 @@ class GpuTest(parameterized.TestCase):
         device, dtype, channels_first = variant
         arguments = BY_NAME[name].call(dtype, channels_first=channels_first)
         lhs, rhs, spec, _ = call_arguments(arguments.lhs, arguments.rhs, **arguments.kwargs)
-        calls = _layout.calls_of(lhs, rhs, spec, lhs.dtype, "cuda")
+        calls = _spec.problems_of(lhs, rhs, spec, lhs.dtype, "cuda")
         row = compilers.measure(device, arguments, (compilers.REFERENCE, "auto"))
         cost = cost_of("cuda", "NVIDIA H100")
         choices = {
@@ -66,7 +65,7 @@ class GpuTest(parameterized.TestCase):
                 if all(convolved):
                     # Of one image, channels first, jax.lax's kernel gradient needs a copy less. A
                     # clock says that it takes 5 to 40 times as long, as its window is the image.
-                    least = 0.7 if channels_first and mode == "rhs gradient" else 0.95
+                    least = 0.7 if channels_first and mode == "kernel_grad" else 0.95
                     self.assertGreaterEqual(compilers.ratio(row, mode, "auto"), least)
                 if mode == "step" or channels_first:
                     continue
@@ -81,7 +80,7 @@ class GpuTest(parameterized.TestCase):
                     self.assertEqual(set(ours["calls"]), {"G"})
                 if choice.name == "depthwise":  # one sum; a kernel gradient has one for each term
                     self.assertEqual(ours["calls"], "")
-                    self.assertTrue(call.face == "rhs" or ours["kernels"] <= 3)
+                    self.assertTrue(call.face == "kernel_grad" or ours["kernels"] <= 3)
 
     @parameterized.parameters("dcgan_64", "hifigan_2", "vnet")
     def test_strided_is_what_it_says(self, name):
@@ -112,7 +111,7 @@ class GpuTest(parameterized.TestCase):
         layer = Layer("frames", (2, 8, 32, 32, 64), 32, (1, 4, 4), (1, 2, 2), "SAME", "")
         arguments = layer.call(channels_first=channels_first)
         lhs, rhs, spec, _ = call_arguments(arguments.lhs, arguments.rhs, **arguments.kwargs)
-        calls = _layout.calls_of(lhs, rhs, spec, lhs.dtype, "cuda")
+        calls = _spec.problems_of(lhs, rhs, spec, lhs.dtype, "cuda")
         row = compilers.measure("h100", arguments, ("strided",))
         for mode, face in FACES.items():
             ours = row[mode]["strided"]
@@ -124,7 +123,7 @@ class GpuTest(parameterized.TestCase):
         """It takes one copy of the image, and one of the kernel, which is reversed."""
         with mock.patch.object(_plan, "_choose", util.forced("col2im")):
             row = compilers.measure("h100", BY_NAME[name].call(batch=8), ("auto",))
-        for mode, kernels in {"value": 3, "lhs gradient": 3, "rhs gradient": 4}.items():
+        for mode, kernels in {"value": 3, "input_grad": 3, "kernel_grad": 4}.items():
             ours = row[mode]["auto"]
             self.assertEqual(ours["calls"], "G")
             self.assertLessEqual(ours["kernels"], kernels)
@@ -136,9 +135,9 @@ class GpuTest(parameterized.TestCase):
             jax.ShapeDtypeStruct(shape, "float32") for shape in ((16, 1, 1, 100), (4, 4, *channels))
         )
         kwargs = {"strides": (stride,) * 2, "padding": "VALID", "transpose_kernel": flip}
-        row = compilers.measure("h100", Example(lhs, rhs, kwargs), (compilers.REFERENCE, "auto"))
+        row = compilers.measure("h100", LayerCall(lhs, rhs, kwargs), (compilers.REFERENCE, "auto"))
         self.assertEqual(row["value"]["auto"]["calls"], "G")
-        self.assertEqual(row["rhs gradient"]["auto"]["calls"], "G")
+        self.assertEqual(row["kernel_grad"]["auto"]["calls"], "G")
         for mode in row:
             self.assertGreaterEqual(compilers.ratio(row, mode, "auto"), 1.0)
 
@@ -147,7 +146,7 @@ class GpuTest(parameterized.TestCase):
             jax.ShapeDtypeStruct(shape, "float32")
             for shape in ((1, 4, 7, 7, 384), (2, 16, 16, 384, 3))
         )
-        call = Example(lhs, rhs, {"strides": (2, 16, 16), "padding": "VALID"})
+        call = LayerCall(lhs, rhs, {"strides": (2, 16, 16), "padding": "VALID"})
         row = compilers.measure("h100", call, (compilers.REFERENCE, "auto"))
         for mode in FACES:  # a clock says that cuDNN transposes in 3-D for most of the time
             self.assertEqual(row[mode]["auto"]["calls"], "G")

@@ -15,12 +15,12 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from benchmarks import compilers, cycles, division, fit
-from jaxconvt import _layout, _plan
-from jaxconvt._call import Choice
+from jaxconvt import _plan, _spec
 from jaxconvt._costs import cost_of
 from jaxconvt._explain import call_arguments
-from jaxconvt._layers import BY_NAME, LAYERS, Example, Layer
+from jaxconvt._layers import BY_NAME, LAYERS, Layer, LayerCall
 from jaxconvt._lowerings import XLAS
+from jaxconvt._problem import Config
 from jaxconvt._tuning import TITLES
 from tests import util
 
@@ -33,7 +33,7 @@ LARGEST = 2**24, 3e11, 1024  # see `cycles.LARGEST`
 def layer(lhs, rhs, strides, padding="SAME", **more):
     """In bfloat16."""
     structs = [jax.ShapeDtypeStruct(shape, "bfloat16") for shape in (lhs, rhs)]
-    return Example(*structs, {"strides": strides, "padding": padding, **more})
+    return LayerCall(*structs, {"strides": strides, "padding": padding, **more})
 
 
 def draw(rng):
@@ -70,7 +70,7 @@ def others(call):
     One that it leaves has the program of jax.lax: a test below.
     """
     lhs, rhs, spec, _ = call_arguments(call.lhs, call.rhs, **call.kwargs)
-    calls = _layout.calls_of(lhs, rhs, spec, lhs.dtype, "tpu")
+    calls = _spec.problems_of(lhs, rhs, spec, lhs.dtype, "tpu")
     picks = {face: _plan.choose("auto", cost_of("tpu"), c, False) for face, c in calls.items()}
     return [TITLES[face] for face, pick in picks.items() if pick != XLAS]
 
@@ -128,7 +128,7 @@ class TpuTest(parameterized.TestCase):
         )
         self.assertGreater(theirs.cost, 100 * ours.cost)
 
-    @parameterized.parameters("value", "lhs gradient")
+    @parameterized.parameters("value", "input_grad")
     def test_axis_of_one_tap_is_in_the_batch(self, mode):
         call = Layer("frames", (2, 8, 64, 64), 32, (1, 4), (1, 2), "SAME", "").call("bfloat16")
         theirs, ours = (count(call, mode, name) for name in ("jax.lax", "auto"))
@@ -139,7 +139,7 @@ class TpuTest(parameterized.TestCase):
         data = {**shape, "out": 128, "padding": "SAME"}
         (target,) = compilers.devices("v5e")
         whole, chunked = (
-            cycles.program(cycles.Task("x", data, "out", Choice("col2im", 0, chunks)), target)
+            cycles.program(cycles.Task("x", data, "value", Config("col2im", 0, chunks)), target)
             for chunks in (1, 4)
         )
         self.assertEqual(chunked.flops, whole.flops)

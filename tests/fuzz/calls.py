@@ -13,7 +13,7 @@ OTHERS = ("complex64", "int8", "int16", "int32", "uint8", "uint32", "bool")
 NAMES = ("SAME", "VALID", "same", "valid", "SAME_LOWER", "Same_Lower")
 
 
-class Call(NamedTuple):
+class RandomCall(NamedTuple):
     """Shapes, dtype, and the arguments of `conv_transpose` by name."""
 
     lhs: tuple[int, ...]
@@ -99,7 +99,7 @@ def calls(draw, dtypes=FLOATS + OTHERS, dimensions=(0, 4)):
         specs = tuple(specs)
     size = dict(zip(("N", "C", *spatial), lhs, strict=True))
     tap = dict(zip(("O", "I", *spatial), rhs, strict=True))
-    return Call(
+    return RandomCall(
         tuple(size[c] for c in specs[0]),
         tuple(tap[c] for c in specs[1]),
         draw(st.sampled_from(dtypes)),

@@ -23,7 +23,7 @@ import jaxconvt
 from tests import oracle, test_distributed
 
 MESHES = ((2,), (4,), (8,), (2, 2), (2, 4), (4, 2), (2, 2, 2), (1, 8), (2, 1, 4))
-COMPUTED = ("update", "update", "value", "lhs gradient", "rhs gradient")
+COMPUTED = ("update", "update", "value", "input_grad", "kernel_grad")
 MAPPED = ((None, None), (None, None), (0, None), (None, 0), (0, 0))
 HOW = ("auto", "auto", "auto", "auto", "col2im", "strided", "polyphase", "depthwise")
 
@@ -127,7 +127,7 @@ def run(p: Program, implementation: str | None = None):
         elif p.computed == "update":
             gradients = jax.grad(lambda *operands: jnp.sum(jnp.sin(layer(*operands))), (0, 1))
             results = [x - dx for x, dx in zip((lhs, rhs), gradients(lhs, rhs), strict=True)]
-        elif p.computed == "lhs gradient":
+        elif p.computed == "input_grad":
             results = list(jax.linear_transpose(lambda x: layer(x, rhs), lhs)(divide(2, ct)))
         else:
             results = list(jax.linear_transpose(lambda w: layer(lhs, w), rhs)(divide(2, ct)))
@@ -173,7 +173,7 @@ def expected(p: Program, lhs, rhs, ct):
     ]
     if p.computed == "update":
         return [x - dx for x, dx in zip((lhs, rhs), gradients, strict=True)]
-    return [gradients[p.computed == "rhs gradient"]]
+    return [gradients[p.computed == "kernel_grad"]]
 
 
 def wrong(got, want) -> str:

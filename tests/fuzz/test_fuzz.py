@@ -17,7 +17,7 @@ import jaxconvt
 from jaxconvt import _chunks, _plan
 from tests import oracle, util
 from tests.fuzz import division
-from tests.fuzz.calls import Call, calls, large, mutations
+from tests.fuzz.calls import Problem, calls, large, mutations
 
 pytestmark = pytest.mark.fuzz
 
@@ -54,7 +54,7 @@ def _xla_misreads(call):
     implementation=st.sampled_from(jaxconvt.IMPLEMENTATIONS),
     chunk=st.sampled_from((_chunks.CHUNK, 64)),  # 64 bytes: every batch is taken in chunks
 )
-def test_value_and_gradients(call: Call, implementation: str, chunk: int):
+def test_value_and_gradients(call: Problem, implementation: str, chunk: int):
     _forget()
     note(f"{call} {implementation} {chunk}")
     _plan._choose.cache_clear()  # which knows nothing of chunks' size
@@ -110,7 +110,7 @@ def _magnitudes(x):
 def _check(call, got, arrays, summed=(lambda results: results)):
     want, scale = (summed(_exact(call, *map(f, arrays))) for f in (lambda x: x, _magnitudes))
     terms = _terms(call) + got[0].size
-    names = "value", "lhs gradient", "rhs gradient"
+    names = "value", "input_grad", "kernel_grad"
     for name, *results in zip(names, got, want, scale, strict=True):
         util.assert_close(*results, terms, name)
 
@@ -252,7 +252,7 @@ _BEYOND = ("feature_group_count", "output_padding", "output_shape")
 
 
 @given(call=calls())
-def test_default_is_jax_lax_to_the_bit(call: Call):
+def test_default_is_jax_lax_to_the_bit(call: Problem):
     _forget()
     note(f"{call}")
     if _xla_misreads(call):

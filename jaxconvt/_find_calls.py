@@ -7,7 +7,8 @@ import jax
 import numpy as np
 
 from jaxconvt import _primitive
-from jaxconvt._tuning import Case, Tuning
+from jaxconvt._problem import dtypes_of, sizes_of
+from jaxconvt._tuning import Tuning, TuningKey, key_of
 
 _ARRAYS = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
 
@@ -50,9 +51,9 @@ def _inner(value: Any) -> Iterator[Any]:
             yield from _inner(each)
 
 
-def cases_in(jaxpr: Any) -> dict[Case, dict[str, Any]]:
-    """The cases to measure, each once, and the parameters of the primitive for each."""
-    found: dict[tuple[Case, bool], dict[str, Any]] = {}
+def keys_in(jaxpr: Any) -> dict[TuningKey, dict[str, Any]]:
+    """Return the keys to measure, each once, and the parameters of the primitive for each."""
+    found: dict[tuple[TuningKey, bool], dict[str, Any]] = {}
     for equation in _equations(jaxpr, set()):
         params = equation.params
         if equation.primitive is not _primitive.conv_transpose_p:
@@ -60,15 +61,17 @@ def cases_in(jaxpr: Any) -> dict[Case, dict[str, Any]]:
         implementation = params["implementation"]
         if implementation != "auto" and not isinstance(implementation, Tuning):
             continue
-        case = _primitive.case_of(*[var.aval for var in equation.invars], **params)
-        sizes = (case.n, case.g, case.i, case.j, *[a.size for a in case.axes])
-        sizes += tuple([size for a in case.axes for size in (a.taps, a.out)])
-        if all(type(size) is int and size > 0 for size in sizes):  # a symbolic one can't be run
-            found.setdefault((case, params["both_gradients"]), params)
-    result: dict[Case, dict[str, Any]] = {}
-    for (case, both), params in found.items():
-        other = {"lhs": "rhs", "rhs": "lhs"}.get(case.what)
-        if both and other and (case._replace(what=other), True) in found:
-            case = case._replace(what="gradients")
-        result.setdefault(case, params)
+        face, axes = params["face"], params["axes"]
+        x, y = [var.aval for var in equation.invars]
+        sizes = sizes_of(face, x, y)
+        extents = [size for a in axes for size in (a.size, a.taps, a.out)]
+        if all(type(size) is int and size > 0 for size in (*sizes, *extents)):  # or it can't be run
+            key = key_of(sizes=sizes, dtypes=dtypes_of(face, x, y, params["dtype"]), **params)
+            found.setdefault((key, params["both_gradients"]), params)
+    result: dict[TuningKey, dict[str, Any]] = {}
+    for (key, both), params in found.items():
+        other = {"input_grad": "kernel_grad", "kernel_grad": "input_grad"}.get(key.what)
+        if both and other and (key._replace(what=other), True) in found:
+            key = key._replace(what="gradients")
+        result.setdefault(key, params)
     return result

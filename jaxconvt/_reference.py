@@ -6,14 +6,14 @@ from typing import Any
 import jax
 from jax import lax
 
-from jaxconvt._call import Spec
 from jaxconvt._compat import Tracer, conv_general_dilated
+from jaxconvt._problem import Spec
 
 Array = jax.Array  # or a NumPy array, used alike
 
 
 def flip_and_swap(rhs: Array, spec: Spec) -> Array:
-    """Turns the kernel of a forward convolution into the kernel of its transpose.
+    """Turn the kernel of a forward convolution into the kernel of its transpose.
 
     It flips the spatial axes and swaps the channel axes. With g groups the forward kernel
     has out features [g, ci] and in features co; the result has out features [g, co] and
@@ -45,7 +45,7 @@ def conv(
     preferred_element_type: Any = None,
     out_sharding: Any = None,
 ) -> jax.Array:
-    """What `jax.lax.conv_transpose` computes, to the bit."""
+    """Compute what `jax.lax.conv_transpose` computes, to the bit."""
     if spec.transpose_kernel:
         rhs = flip_and_swap(rhs, spec)
     traced = isinstance(lhs, Tracer) or isinstance(rhs, Tracer)
@@ -76,7 +76,7 @@ def convolve(
     preferred_element_type: Any,
     **sharding: Any,
 ) -> jax.Array:
-    """The one convolution, of a kernel that has been flipped and swapped if need be."""
+    """Make the one convolution, of a kernel that has been flipped and swapped if need be."""
     out: jax.Array = conv_general_dilated(
         lhs,
         rhs,

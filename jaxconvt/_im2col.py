@@ -1,23 +1,24 @@
-"""How products see lhs, rhs and the output: linear rearrangements, which only copy.
+"""How products take lhs, rhs and the output: linear rearrangements, which only copy.
 
 The first few spatial axes may be *gathered*; all others are *scattered*. With lhs [n, a.., i],
 rhs [b.., i, j] and out [n, p.., j], and m, r, q as in `_geometry`:
 
-    gathered:   out[m, r]    = sum over q of lhs[m - q] * rhs[b(q, r)]    (of a `Phases.seen`)
+    gathered:   out[m, r]    = sum over q of lhs[m - q] * rhs[b(q, r)]    (of a `Phases.axis`)
     scattered:  out[a+q, r] += lhs[a] * rhs[b(q, r)]
 
 For each group of phases r of the gathered axes, one product of matrices remains:
 
-    seen[n, m.. a.., r.. b.., j] = patches[n, m.. a.., q.., i] . kernel[q.., i, r.. b.., j]
+    unfold(out)[n, m.. a.., r.. b.., j] = patches[n, m.. a.., q.., i] . kernel[q.., i, r.. b.., j]
 
-`patches`, `kernel` and `seen` are linear functions of lhs, rhs and the output. The way back is
-their transpose, by `jax.linear_transpose` (see `back`): that of `seen` adds up the output.
+`patches`, `kernel` and `unfold` are linear functions of lhs, rhs and the output. The way back is
+their transpose, by `jax.linear_transpose` (see `transpose_of`): that of `unfold`, which is `fold`
+in the literature, adds up the output.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,34 +27,23 @@ from jax import lax
 from jaxconvt._compat import varying, zeros
 from jaxconvt._geometry import Axes, Axis, Phases, Run, one_row, phase_groups, rows, runs
 
-Group = tuple[Phases, ...]  # one of each gathered axis
+PhaseGroup = tuple[Phases, ...]  # one of each gathered axis
 
 FEW = 8  # slices that a view of one axis may be made of
 PARTS = 27  # the same, of all axes in one step: XLA makes one array for each, if not more
 
 
-class Numerics(NamedTuple):
-    """How products are made, in the words of `lax.dot_general` and `lax.conv_general_dilated`."""
-
-    precision: Any
-    preferred_element_type: Any  # never None: what is summed in
-
-    @property
-    def exchanged(self) -> "Numerics":
-        """For a product whose operands are in the other order: a pair of precisions is theirs."""
-        pair = isinstance(self.precision, tuple)
-        return self._replace(precision=self.precision[::-1]) if pair else self
-
-
-def groups(axes: Axes, gathered: int) -> list[Group]:
-    """The groups of phases, one for each product; one empty group if no axis is gathered."""
+def phase_groups_of(axes: Axes, gathered: int) -> list[PhaseGroup]:
+    """Return the groups of phases, one for each product; an empty one if no axis is gathered."""
     return list(itertools.product(*[phase_groups(axis) for axis in axes[:gathered]]))
 
 
 def patches(
-    lhs: jax.Array, axes: Axes, group: Group, front: bool = False, at_once: bool = False
+    lhs: jax.Array, axes: Axes, group: PhaseGroup, front: bool = False, at_once: bool = False
 ) -> jax.Array:
-    """[n, a.., i] -> [n, m.. a.., q.., i]; with `front`, [i, n, a..] -> [q.., i, n, m.. a..].
+    """Gather shifted lhs: [n, a.., i] -> [n, m.. a.., q.., i].
+
+    With `front` it is [i, n, a..] -> [q.., i, n, m.. a..].
 
     XLA makes an array for each axis on the way, but none on the way back of what is `at_once`.
     """
@@ -62,26 +52,28 @@ def patches(
     counts = [len(phases.shifts) for phases in group]
     if at_once and added_at_once(group):
         sizes = zip(group, lhs.shape[first : first + len(group)], strict=True)
-        needed = [[(q, p.seen.size - size - q) for q in p.shifts] for p, size in sizes]
+        needed = [[(q, p.axis.size - size - q) for q in p.shifts] for p, size in sizes]
         parts = [pads(lhs, first, amounts) for amounts in itertools.product(*needed)]
         lhs = jnp.stack(parts, to)
         return lax.reshape(lhs, (*lhs.shape[:to], *counts, *lhs.shape[to + 1 :]))
     for at in reversed(range(len(group))):
         spatial = lhs.ndim - n + at if front else 1 + at
-        shifts, size = group[at].shifts, group[at].seen.size
+        shifts, size = group[at].shifts, group[at].axis.size
         step = shifts[0] - shifts[1] if len(shifts) > 1 else 1
         lhs = _windows(lhs, spatial, -shifts[0], size, len(shifts), step, to)
     return lhs
 
 
-def kernel(rhs: jax.Array, axes: Axes, group: Group, flipped: bool, few: int = FEW) -> jax.Array:
-    """[b.., i, j] -> [q.., i, r.. b.., j], the taps of the group, in flipped order.
+def kernel(
+    rhs: jax.Array, axes: Axes, group: PhaseGroup, forward_kernel: bool, few: int = FEW
+) -> jax.Array:
+    """Take the taps of a group, in flipped order: [b.., i, j] -> [q.., i, r.. b.., j].
 
     rhs is flipped here, unless it is stored flipped. Up to `few` slices are taken one by one,
     which is faster. The way back takes `few=0`, to have no sum of padded parts under a reverse.
     """
     n, gathered = len(axes), len(group)
-    rhs = rhs if flipped else lax.rev(rhs, tuple(range(n)))
+    rhs = rhs if forward_kernel else lax.rev(rhs, tuple(range(n)))
     for at in reversed(range(gathered)):
         # The taps of each shift are neighbours, as far apart from the next shift's.
         taps = group[at].taps
@@ -101,7 +93,7 @@ def kernel(rhs: jax.Array, axes: Axes, group: Group, flipped: bool, few: int = F
 
 
 def reverse(rhs: jax.Array, axes: Axes, last: bool) -> jax.Array:
-    """[b.., ..] with its taps in reverse order; with `last`, reversed as the last axes.
+    """Reverse the taps of [b.., ..]; with `last`, as its last axes.
 
     The caller's rhs has them last, and was transposed. XLA merges a reverse of the last axes with
     that transpose. A reverse after the transpose would be one copy more.
@@ -109,34 +101,36 @@ def reverse(rhs: jax.Array, axes: Axes, last: bool) -> jax.Array:
     n = len(axes)
     if not last:
         return lax.rev(rhs, range(n))
-    front, back = tuple(range(n)), tuple(range(rhs.ndim - n, rhs.ndim))
-    return jnp.moveaxis(lax.rev(jnp.moveaxis(rhs, front, back), back), back, front)
+    first, end = tuple(range(n)), tuple(range(rhs.ndim - n, rhs.ndim))
+    return jnp.moveaxis(lax.rev(jnp.moveaxis(rhs, first, end), end), end, first)
 
 
-def seen(out: jax.Array, axes: Axes, group: Group) -> jax.Array:
-    """[n, p.., j] -> [n, m.. a.., r.. b.., j].
+def unfold(out: jax.Array, axes: Axes, group: PhaseGroup) -> jax.Array:
+    """Unfold the output: [n, p.., j] -> [n, m.. a.., r.. b.., j].
 
     It goes by rows m and phases. If taps are few, no array on the way has more rows than m. An
     array that devices divide then stays where it is, and only the edges of its parts travel.
     """
-    view = [one_row(axis) for axis in (*[p.seen for p in group], *axes[len(group) :])]
+    view = [one_row(axis) for axis in (*[p.axis for p in group], *axes[len(group) :])]
     if in_one_step(view):
-        return _seen(out, 1, view)
+        return _unfold(out, 1, view)
     for at, axis in enumerate(view):
-        out = _seen(out, 1 + at, [axis])
+        out = _unfold(out, 1 + at, [axis])
     return out
 
 
 def in_one_step(view: Sequence[Axis]) -> bool:
+    """Whether `unfold` takes all axes at once."""
     return _few([len(runs(axis)) for axis in view])
 
 
 def parts(view: Sequence[Axis]) -> int:
-    """How many slices one step takes."""
+    """Return how many slices one step takes."""
     return math.prod([len(runs(axis)) for axis in view])
 
 
-def added_at_once(group: Group) -> bool:
+def added_at_once(group: PhaseGroup) -> bool:
+    """Whether the transpose of `patches` adds up all shifts at once."""
     return len(group) > 0 and _few([len(phases.shifts) for phases in group])
 
 
@@ -155,36 +149,38 @@ def in_place(view: Sequence[Axis]) -> bool:
     )
 
 
-def whole(group: Group, axes: Axes) -> bool:
+def whole(group: PhaseGroup, axes: Axes) -> bool:
     """Whether the patches of a group are lhs as it lies."""
-    seen = zip(group, axes, strict=False)
-    return all(p.shifts == (0,) and p.seen.size == axis.size for p, axis in seen)
+    return all(
+        phases.shifts == (0,) and phases.axis.size == axis.size
+        for phases, axis in zip(group, axes, strict=False)
+    )
 
 
-def taken_before(group: Group, size: int, back: bool) -> int:
-    """Bytes that XLA makes before patches of `size` bytes, or `back`, after those."""
+def around_patches(group: PhaseGroup, size: int, transposed: bool) -> int:
+    """Return the bytes that XLA makes before patches of `size` bytes; `transposed`, after them."""
     if any(len(phases.shifts) > FEW for phases in group):
         return size
-    axis_by_axis = not added_at_once(group) if back else len(group) > 1
+    axis_by_axis = not added_at_once(group) if transposed else len(group) > 1
     return size // 2 if axis_by_axis else 0
 
 
-def on_the_way(view: Sequence[Axis], size: int, back: bool) -> int:
-    """Bytes that XLA makes before what is seen, which has `size`, or `back`, after that."""
+def around_unfolded(view: Sequence[Axis], size: int, transposed: bool) -> int:
+    """Return the bytes that XLA makes before `size` unfolded ones; `transposed`, after them."""
     if in_one_step(view):
         return 0
     last = one_row(view[-1])
-    if not back and len(runs(last)) > FEW:
+    if not transposed and len(runs(last)) > FEW:
         return 0
     if len(runs(last)) > FEW:
         return size * last.dilation
-    copies = len(runs(last)) - 1 if back else 1
+    copies = len(runs(last)) - 1 if transposed else 1
     result: int = size * copies * rows(last) * last.stride // (last.size * last.taps)
     return result
 
 
-def before(axes: Axes) -> int:
-    """How many copies of a cotangent XLA makes before it is seen.
+def copies_before_unfold(axes: Axes) -> int:
+    """Return how many copies of a cotangent XLA makes before it is unfolded.
 
     It is padded to whole rows of phases. Taps that are no whole rows apart are taken from more.
     """
@@ -193,11 +189,11 @@ def before(axes: Axes) -> int:
     return padded + any(axis.dilation % axis.stride and axis.dilation > 1 for axis in axes)
 
 
-def _seen(out: jax.Array, first: int, axes: list[Axis]) -> jax.Array:
-    """[.., p.., .., j] -> [.., m.. a.., .., r.. b.., j] of neighbouring axes, from `first` on."""
+def _unfold(out: jax.Array, first: int, axes: list[Axis]) -> jax.Array:
+    """Unfold neighbouring axes: [.., p.., .., j] -> [.., m.. a.., .., r.. b.., j]."""
     count = len(axes)
     if count == 1 and len(runs(axes[0])) > FEW:
-        return _seen_from_windows(out, first, axes[0])
+        return _unfold_windows(out, first, axes[0])
     out = pads(out, first, [(0, rows(a) * a.stride - a.out) for a in axes])
     by_phase = [size for a in axes for size in (rows(a), a.stride)]
     out = lax.reshape(out, (*out.shape[:first], *by_phase, *out.shape[first + count :]))
@@ -216,8 +212,8 @@ def _seen(out: jax.Array, first: int, axes: list[Axis]) -> jax.Array:
     return joined(())
 
 
-def _seen_from_windows(out: jax.Array, at: int, axis: Axis) -> jax.Array:
-    """`_seen` of one axis of many runs.
+def _unfold_windows(out: jax.Array, at: int, axis: Axis) -> jax.Array:
+    """Unfold one axis of many runs.
 
     The taps of an axis, flipped, lie in ascending order, d apart, in as many rows.
     """
@@ -232,7 +228,7 @@ def _seen_from_windows(out: jax.Array, at: int, axis: Axis) -> jax.Array:
 
 
 def _every(x: jax.Array, axis: int, start: int, count: int, step: int) -> jax.Array:
-    """`count` elements from `start` on, `step` apart.
+    """Take `count` elements from `start` on, `step` apart.
 
     Not by a strided slice: XLA takes wrong elements if devices divide the axis and the step is
     larger than the part of each.
@@ -247,7 +243,9 @@ def _every(x: jax.Array, axis: int, start: int, count: int, step: int) -> jax.Ar
 def _windows(
     x: jax.Array, axis: int, start: int, size: int, count: int, step: int, to: int
 ) -> jax.Array:
-    """[.., x, ..] -> [.., size, .., count, ..]: x[start + a + b * step] at [a, b], or zero.
+    """Take windows, [.., x, ..] -> [.., size, .., count, ..].
+
+    At [a, b] is x[start + a + b * step], or zero.
 
     The new axis is number `to` of the result. Beyond `FEW` windows, this and its transpose take
     a fixed number of operations: XLA compiles long sums of padded slices slowly, and on CPU
@@ -271,22 +269,24 @@ def _windows(
     return jnp.moveaxis(lax.slice_in_dim(x, 0, size, axis=axis + 1), axis, to)
 
 
-def back(view: Callable[[jax.Array], jax.Array], shape: tuple[int, ...], x: jax.Array) -> jax.Array:
-    """The transpose of a view of an array of `shape`, applied to `x`."""
+def transpose_of(
+    view: Callable[[jax.Array], jax.Array], shape: tuple[int, ...], x: jax.Array
+) -> jax.Array:
+    """Apply the transpose of a linear function of an array of `shape` to `x`."""
     like: Any = jax.ShapeDtypeStruct(shape, x.dtype)
-    if varying(x):  # and so must what is viewed; nobody reads the zeros
+    if varying(x):  # and so must the array; nobody reads the zeros
         like = zeros(shape, x.dtype, x)
     result: jax.Array = jax.linear_transpose(view, like)(x)[0]
     return result
 
 
 def pad(x: jax.Array, axis: int, low: int, high: int) -> jax.Array:
-    """Zeros around one axis; negative amounts crop."""
+    """Put zeros around one axis; negative amounts crop."""
     return pads(x, axis, [(low, high)])
 
 
 def pads(x: jax.Array, first: int, amounts: Sequence[tuple[int, int]]) -> jax.Array:
-    """Zeros around neighbouring axes, from `first` on; negative amounts crop, by slices.
+    """Put zeros around neighbouring axes, from `first` on; negative amounts crop, by slices.
 
     XLA ends the process on a pad by negative amounts where devices divide the axis.
     """
