@@ -5,13 +5,14 @@ from jaxconvt._autotune import autotune
 from jaxconvt._explain import Explanation, explain
 from jaxconvt._install import install, installed, uninstall
 from jaxconvt._tuning import Tuning
-from jaxconvt._types import IMPLEMENTATIONS
+from jaxconvt._types import IMPLEMENTATIONS, Implementation
 
 __version__ = "0.1.0"
 
 __all__ = [
     "IMPLEMENTATIONS",
     "Explanation",
+    "Implementation",
     "Tuning",
     "autotune",
     "conv_transpose",

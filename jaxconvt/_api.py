@@ -4,14 +4,16 @@ from __future__ import annotations  # `help` then shows them as they are written
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Callable
+from typing import Any, SupportsIndex, TypeVar, cast
 
 import jax
+from jax import lax
+from jax.sharding import PartitionSpec, Sharding
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxconvt import _arguments, _compat, _hints, _reference, _spec
-from jaxconvt._tuning import Tuning
+from jaxconvt._types import DimensionNumbers, Implementation, Integers, Padding
 from jaxconvt._words import show
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -36,20 +38,20 @@ def _hinting(function: Function) -> Function:
 def conv_transpose(
     lhs: ArrayLike,
     rhs: ArrayLike,
-    strides: Sequence[int],
-    padding: str | Sequence[tuple[int, int]],
-    rhs_dilation: Sequence[int] | None = None,
-    dimension_numbers: Any = None,
+    strides: Integers | None,
+    padding: Padding,
+    rhs_dilation: Integers | None = None,
+    dimension_numbers: DimensionNumbers | None = None,
     transpose_kernel: bool = False,
-    precision: Any = None,
+    precision: lax.PrecisionLike = None,
     preferred_element_type: DTypeLike | None = None,
     use_consistent_padding: bool = False,
     *,
-    feature_group_count: int = 1,
-    output_padding: Sequence[int] | None = None,
-    output_shape: Sequence[int] | None = None,
-    out_sharding: Any = None,
-    implementation: str | Tuning = "dilated",
+    feature_group_count: SupportsIndex = 1,
+    output_padding: Integers | None = None,
+    output_shape: Integers | None = None,
+    out_sharding: PartitionSpec | Sharding | None = None,
+    implementation: Implementation = "dilated",
 ) -> jax.Array:
     """N-d transposed (fractionally strided) convolution; a drop-in for `jax.lax.conv_transpose`.
 
@@ -97,7 +99,8 @@ def conv_transpose(
       transpose_kernel: if True, rhs is the kernel of the forward convolution whose
         gradient this is: its spatial axes are flipped and its channel axes swapped, so by
         default its shape is `(spatial..., out channels / groups, in channels)`.
-      precision: None, a `jax.lax.Precision`, a string, or a pair of those.
+      precision: None, a `jax.lax.Precision`, a string, a pair of either, or a
+        `jax.lax.DotAlgorithm` or `jax.lax.DotAlgorithmPreset`.
       preferred_element_type: dtype to accumulate in and return, or None for the default.
       use_consistent_padding: if True, pairs too are the padding of the forward
         convolution: `(e-1-lo, e-1-hi)`, with `lo` and `hi` as above. PyTorch's `padding`
@@ -163,9 +166,7 @@ def conv_transpose(
             f"out_sharding must be None on JAX {jax.__version__}, whose "
             f"lax.conv_general_dilated does not take it yet, got {show(out_sharding)}."
         )
-    if out_sharding is not None and not isinstance(
-        out_sharding, (jax.sharding.PartitionSpec, jax.sharding.Sharding)
-    ):
+    if out_sharding is not None and not isinstance(out_sharding, (PartitionSpec, Sharding)):
         raise TypeError(
             f"out_sharding must be None, a PartitionSpec or a Sharding, got {show(out_sharding)}."
         )

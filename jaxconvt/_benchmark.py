@@ -18,6 +18,7 @@ from jaxconvt._plan import Configs
 from jaxconvt._problem import (
     GRADIENTS,
     OPERANDS,
+    RESULT,
     Config,
     Problem,
     problem_of,
@@ -242,28 +243,25 @@ def _structs(key: TuningKey) -> dict[str, jax.ShapeDtypeStruct]:
 def _function(
     faces: Sequence[str], configs: Configs, key: TuningKey, params: Mapping[str, Any]
 ) -> Callable[[dict[str, Any]], Any]:
-    """Those faces by these lowerings, of a dict of the user's arrays."""
+    """Return a function that makes faces by these configs, of a dict of the user's arrays."""
 
     def function(operands: dict[str, Any]) -> Any:
         stored = key.dimension_numbers, key.forward_kernel
         arrays = {array: canonical(array, x, *stored, key.groups) for array, x in operands.items()}
         results = []
         for face, config in zip(faces, configs, strict=True):
-            more = dict(
-                face=face,
-                implementation=config,
-                dtype=jnp.dtype(getattr(key, face)),
-            )
+            made = RESULT[face]
+            more = dict(face=face, implementation=config, dtype=jnp.dtype(getattr(key, made)))
             x, y = (arrays[array] for array in OPERANDS[face])
             result = _primitive.bind(x=x, y=y, **{**params, **more})
-            results.append(users(face, result, *stored))
+            results.append(users(made, result, *stored))
         return results
 
     return function
 
 
 def _operands(key: TuningKey, device: Any) -> dict[str, Any]:
-    """Random ones, of those arrays that are wanted; a short sequence again and again is enough."""
+    """Return random ones, of the arrays that are wanted: a short sequence again and again."""
     faces, terms = _faces(key), _terms(key)
     rng = np.random.default_rng(0)
     result = {}

@@ -14,7 +14,7 @@ from jax import lax
 from jaxconvt import _arguments
 from jaxconvt._api import conv_transpose
 from jaxconvt._compat import conv_general_dilated, replaced
-from jaxconvt._tuning import Tuning
+from jaxconvt._types import Implementation
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Functions = dict[str, Callable[..., Any]]  # by their names in jax.lax
@@ -33,7 +33,7 @@ class _Block:
 class _Installed(ContextDecorator):
     """What `installed` returns; it may be entered again, also before it is left."""
 
-    def __init__(self, implementation: str | Tuning) -> None:
+    def __init__(self, implementation: Implementation) -> None:
         self._implementation = implementation
         self._open: list[_Block] = []
         self._used = False
@@ -72,7 +72,7 @@ class _Installed(ContextDecorator):
 _blocks = [_Block()]
 
 
-def install(implementation: str | Tuning = "auto") -> None:
+def install(implementation: Implementation = "auto") -> None:
     """Puts `jaxconvt.conv_transpose` in the place of `jax.lax.conv_transpose`, for all threads.
 
     Flax, Haiku, Keras and stax look that function up when they are called, and so get ours.
@@ -129,7 +129,7 @@ def uninstall() -> None:
         _apply()
 
 
-def installed(implementation: str | Tuning = "auto") -> _Installed:
+def installed(implementation: Implementation = "auto") -> _Installed:
     """`install` for a `with` block; after the block, jax.lax is as it would be without it.
 
     It counts for all threads. If blocks overlap, the one opened last counts. What other code puts
@@ -169,7 +169,7 @@ def _apply() -> None:
             setattr(lax, name, wanted)
 
 
-def _replacements(implementation: str | Tuning) -> Functions:
+def _replacements(implementation: Implementation) -> Functions:
     """Ours, of which each knows what it replaces, as jax.lax is now."""
     under = {name: replaced(getattr(lax, name)) for name in NAMES}
     convolution = functools.partial(
@@ -203,7 +203,7 @@ _OTHERS = ("window_strides", "lhs_dilation", "batch_group_count")
 
 
 def _conv_general_dilated(
-    implementation: str | Tuning, under: Callable[..., Any], /, *args: Any, **kwargs: Any
+    implementation: Implementation, under: Callable[..., Any], /, *args: Any, **kwargs: Any
 ) -> Any:
     """Ours for transposed convolutions, and what it was put over for all others."""
     by_position = len(args) > _LHS_DILATION
