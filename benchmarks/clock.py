@@ -52,7 +52,7 @@ class Task(NamedTuple):
     layer: str
     dtype: str
     face: str
-    choice: Config
+    config: Config
     estimate: float  # seconds
 
     @property
@@ -73,17 +73,17 @@ def tasks(arguments: argparse.Namespace, layers: dict[str, Any]) -> Iterator[Tas
     cost = cost_of(where["platform"], where["device"])
     for dtype in arguments.dtypes:
         for name in arguments.layers or layers:
-            calls = fit.calls_of((name, dtype), layers[name], where)
+            problems = fit.problems_of((name, dtype), layers[name], where)
             for face in arguments.faces:
                 forms = {
-                    choice: _plan.seconds_of(call, choice, _plan.work(call, choice), cost)
-                    for call in [calls[face]]
-                    for choice in _plan.candidates(call)
+                    config: _plan.seconds_of(problem, config, _plan.work(problem, config), cost)
+                    for problem in [problems[face]]
+                    for config in _plan.candidates(problem)
                 }
                 most = arguments.within * min(forms.values())
-                for choice, seconds in forms.items():
-                    if choice == XLAS or seconds <= most:
-                        yield Task(name, dtype, face, choice, seconds / min(forms.values()))
+                for config, seconds in forms.items():
+                    if config == XLAS or seconds <= most:
+                        yield Task(name, dtype, face, config, seconds / min(forms.values()))
 
 
 def face_of(f: Callable[..., Any], face: str) -> Callable[..., Any]:
@@ -96,23 +96,23 @@ def face_of(f: Callable[..., Any], face: str) -> Callable[..., Any]:
 
 
 def form_of(
-    key: tuple[str, str], layer: dict[str, Any], choice: Config
+    key: tuple[str, str], layer: dict[str, Any], config: Config
 ) -> tuple[Callable[..., Any], Any, Any]:
     """A layer of this name and dtype in one form, and what lhs and rhs are."""
     example = fit.example_of(key, layer)
     lhs, rhs, spec, _ = call_arguments(example.lhs, example.rhs, **example.kwargs)
-    return lambda lhs, rhs: _dispatch.conv(lhs, rhs, spec, choice, None, None), lhs, rhs
+    return lambda lhs, rhs: _dispatch.conv(lhs, rhs, spec, config, None, None), lhs, rhs
 
 
-def row(layer: str, face: str, dtype: str, choice: Config, seconds: float) -> dict[str, Any]:
+def row(layer: str, face: str, dtype: str, config: Config, seconds: float) -> dict[str, Any]:
     """A timing as files have it."""
     return {
         "layer": layer,
         "face": face,
         "dtype": dtype,
-        "lowering": choice.name,
-        "gathered": choice.gathered,
-        "chunks": choice.chunks,
+        "lowering": config.name,
+        "gathered": config.gathered,
+        "chunks": config.chunks,
         "seconds": float(f"{seconds:.4g}"),
     }
 
@@ -159,8 +159,8 @@ def by_the_wall(several: Sequence[Timed]) -> dict[Task, float]:
             run = partial(timed.program, *timed.operands)
             if timed.task not in least:  # what is done once
                 least[timed.task] = seconds_of(run, jax.block_until_ready)
-            calls = max(round(SECONDS / least[timed.task]), 1)
-            seconds = seconds_of(run, jax.block_until_ready, calls)
+            problems = max(round(SECONDS / least[timed.task]), 1)
+            seconds = seconds_of(run, jax.block_until_ready, problems)
             least[timed.task] = min(least[timed.task], seconds)
     return least
 
@@ -168,7 +168,7 @@ def by_the_wall(several: Sequence[Timed]) -> dict[Task, float]:
 def by_the_device(several: Sequence[Timed]) -> dict[Task, float]:
     """Seconds of one call of each, of one trace."""
 
-    def calls() -> None:
+    def problems() -> None:
         for timed in several:
             for _ in range(CALLS):
                 result = timed.program(*timed.operands)
@@ -177,7 +177,7 @@ def by_the_device(several: Sequence[Timed]) -> dict[Task, float]:
     for timed in several:  # what is done once
         jax.block_until_ready(timed.program(*timed.operands))
     spans = defaultdict(list)
-    for _, line in _clock.lines(_clock.traced(calls)):
+    for _, line in _clock.lines(_clock.traced(problems)):
         for event in line.events:
             module = str(dict(event.stats).get("hlo_module", "")).split("(")[0]
             ran = event.start_ns, event.start_ns + event.duration_ns

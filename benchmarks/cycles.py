@@ -50,7 +50,7 @@ class Task(NamedTuple):
     name: str
     layer: dict[str, Any]
     face: str
-    choice: Config
+    config: Config
 
 
 def draw(
@@ -114,9 +114,9 @@ def drawn(count: int) -> dict[str, Any]:
 
 def tasks(layers: dict[str, Any], where: dict[str, Any]) -> Iterator[Task]:
     for name, layer in layers.items():
-        for face, call in fit.calls_of((name, DTYPE), layer, where).items():
-            for choice in _plan.candidates(call):
-                yield Task(name, layer, face, choice)
+        for face, problem in fit.problems_of((name, DTYPE), layer, where).items():
+            for config in _plan.candidates(problem):
+                yield Task(name, layer, face, config)
 
 
 def program(task: Task, target: Any) -> compilers.Program:

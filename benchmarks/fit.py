@@ -58,15 +58,15 @@ class Timing(NamedTuple):
 
     layer: str
     dtype: str
-    call: Problem
-    choice: Config
+    problem: Problem
+    config: Config
     work: Work
     seconds: float
     weight: float  # the least time of the face over this one's, by its root
     left_out: bool = False  # whether nothing is fitted to it
 
     def estimate(self, cost: Cost) -> float:
-        return _plan.seconds_of(self.call, self.config, self.work, cost)
+        return _plan.seconds_of(self.problem, self.config, self.work, cost)
 
 
 class Platform(NamedTuple):
@@ -77,7 +77,7 @@ class Platform(NamedTuple):
     held: tuple[str, ...] = ()  # constants that are not fitted
     most: Mapping[str, float] = MappingProxyType({})  # of some others
     # Whether a form is fitted to.
-    sure: Callable[[Problem, Work], bool] = lambda call, work: True
+    sure: Callable[[Problem, Work], bool] = lambda problem, work: True
     steps: tuple[float, ...] = (2.0, 1.3, 1.1, 1.03)  # by which constants are moved
 
 
@@ -98,25 +98,25 @@ def platform(machine: dict[str, Any]) -> Platform:
 def read(path: Path) -> tuple[dict[str, Any], list[Timing]]:
     """The machine, and the least time of each form."""
     data = json.loads(path.read_text())
-    calls: dict[Any, Any] = {}
+    problems: dict[Any, Any] = {}
     least: dict[Any, float] = defaultdict(lambda: math.inf)
     for row in data["rows"]:
         key = row["layer"], row["dtype"]
-        if key not in calls:
-            calls[key] = calls_of(key, data["layers"][row["layer"]], data["machine"])
-        choice = Config(row["lowering"], row.get("gathered", 0), row.get("chunks", 1))
-        at = (*key, row["face"], choice)
+        if key not in problems:
+            problems[key] = problems_of(key, data["layers"][row["layer"]], data["machine"])
+        config = Config(row["lowering"], row.get("gathered", 0), row.get("chunks", 1))
+        at = (*key, row["face"], config)
         least[at] = min(least[at], row["seconds"])
     best: dict[Any, float] = defaultdict(lambda: math.inf)
     for (*face, _), seconds in least.items():
         best[tuple(face)] = min(best[tuple(face)], seconds)
     timings = []
-    for (layer, dtype, face, choice), seconds in least.items():
-        call = calls[layer, dtype][face]
+    for (layer, dtype, face, config), seconds in least.items():
+        problem = problems[layer, dtype][face]
         weight = math.sqrt(best[layer, dtype, face] / seconds)
-        work = _plan.work(call, choice)
+        work = _plan.work(problem, config)
         left_out = data["layers"][layer].get("left_out", False)
-        timings.append(Timing(layer, dtype, call, choice, work, seconds, weight, left_out))
+        timings.append(Timing(layer, dtype, problem, config, work, seconds, weight, left_out))
     return data["machine"], timings
 
 
@@ -128,13 +128,13 @@ def example_of(key: tuple[str, str], layer: dict[str, Any]) -> LayerCall:
     return Layer(key[0], *shapes, padding, "", layer.get("more", {})).call(key[1])
 
 
-def calls_of(key: tuple[str, str], layer: dict[str, Any], machine: dict[str, Any]) -> Any:
+def problems_of(key: tuple[str, str], layer: dict[str, Any], machine: dict[str, Any]) -> Any:
     """The faces of a layer, as costs see them."""
     example = example_of(key, layer)
     lhs, rhs, spec, _ = call_arguments(example.lhs, example.rhs, **example.kwargs)
     cost = cost_of(machine["platform"], machine["device"])
-    calls = _spec.problems_of(lhs, rhs, spec, lhs.dtype, machine["platform"])
-    return {face: _plan.widened(call, cost) for face, call in calls.items()}
+    problems = _spec.problems_of(lhs, rhs, spec, lhs.dtype, machine["platform"])
+    return {face: _plan.widened(problem, cost) for face, problem in problems.items()}
 
 
 # Fitting
@@ -142,7 +142,7 @@ def calls_of(key: tuple[str, str], layer: dict[str, Any], machine: dict[str, Any
 
 def fitted(of: Platform, timings: Sequence[Timing]) -> Any:
     """The constants, from those of `of` on."""
-    timings = [t for t in timings if of.sure(t.call, t.work)]
+    timings = [t for t in timings if of.sure(t.problem, t.work)]
     rates, least = of.rates, error(of.cost(of.rates), timings)
     steps, at = of.steps, 0
     while at < len(steps):
@@ -194,12 +194,12 @@ def regrets(cost: Cost, timings: Sequence[Timing]) -> list[Regret]:
     """Of every face of which several forms were timed."""
     faces: dict[Any, list[Timing]] = defaultdict(list)
     for t in timings:
-        faces[t.layer, t.dtype, t.call.face].append(t)
+        faces[t.layer, t.dtype, t.problem.face].append(t)
     result = []
     for (layer, dtype, face), forms in faces.items():
         if len(forms) > 1:
             # As `explain` has it, and training: both gradients are taken.
-            pick = _plan.choose("auto", cost, forms[0].call, face != "value")
+            pick = _plan.choose("auto", cost, forms[0].problem, face != "value")
             times = {t.config: t.seconds for t in forms}
             ratio = times[pick] / min(times.values()) if pick in times else None
             result.append(Regret(layer, dtype, face, pick, ratio))
@@ -224,10 +224,10 @@ def report(cost: Cost, timings: Sequence[Timing], verbose: bool) -> None:
     ratios: dict[Any, list[float]] = defaultdict(list)
     for t in timings:
         ratio = t.estimate(cost) / t.seconds
-        ratios[t.config.name, t.call.face].append(ratio)
+        ratios[t.config.name, t.problem.face].append(ratio)
         ratios["all", ""].append(ratio)
         if verbose:
-            print(f"  {t.layer:18} {t.dtype:9} {t.call.face:4} {t.config!s:38}", end="")
+            print(f"  {t.layer:18} {t.dtype:9} {t.problem.face:4} {t.config!s:38}", end="")
             print(f" {t.seconds * 1e6:9.1f} us, estimated {ratio:6.2f} times")
     print("lowering   face  timings  within 1.5  geometric mean")
     for (name, face), each in sorted(ratios.items()):
@@ -247,9 +247,9 @@ def picks(cost: Cost, timings: Sequence[Timing]) -> Iterator[tuple[Timing, Timin
     """What is picked of each face, and jax.lax's program, if that was timed."""
     faces: dict[Any, dict[Config, Timing]] = defaultdict(dict)
     for t in timings:
-        faces[t.layer, t.call.face, t.dtype][t.config] = t
+        faces[t.layer, t.problem.face, t.dtype][t.config] = t
     for (_, face, _), forms in faces.items():
-        pick = _plan.choose("auto", cost, next(iter(forms.values())).call, face != "value")
+        pick = _plan.choose("auto", cost, next(iter(forms.values())).problem, face != "value")
         if pick in forms:
             yield forms[pick], forms.get(XLAS)
 
@@ -264,11 +264,11 @@ def compared(cost: Cost, timings: Sequence[Timing], path: Path) -> None:
     }
     ratios: dict[Any, list[tuple[float, str]]] = defaultdict(list)
     for pick, xlas in picks(cost, timings):
-        key = pick.layer, pick.call.face, pick.dtype
+        key = pick.layer, pick.problem.face, pick.dtype
         others = {"PyTorch": torch.get(key), "jax.lax": xlas and xlas.seconds}
         for name, seconds in others.items():
             if seconds:
-                where = name, pick.dtype, group(pick), pick.call.face
+                where = name, pick.dtype, group(pick), pick.problem.face
                 ratios[where].append((seconds / pick.seconds, pick.layer))
     for key, each in sorted(ratios.items()):
         text = f"{mean([ratio for ratio, _ in each]):6.2f} ({min(each)[0]:.2f}) of {len(each)}"

@@ -414,8 +414,8 @@ def measure(
         "lhs": call.lhs.shape,
         "rhs": call.rhs.shape,
         "choices": {
-            title: str(choice)
-            for title, choice in jaxconvt.explain(call.lhs, call.rhs, **call.kwargs).configs.items()
+            title: str(config)
+            for title, config in jaxconvt.explain(call.lhs, call.rhs, **call.kwargs).configs.items()
         },
         "bytes": size,  # of lhs, rhs and output
         "clock": WALL,
@@ -775,9 +775,9 @@ def main() -> int:
             done[layer.name].append(row)
             kept[layer.name] = merged(done[layer.name])
             failed |= bool(row["failed"])
-            choices = ", ".join(row["choices"].values())
+            configs = ", ".join(row["configs"].values())
             by = f"by {CLOCKS[row['clock']]}; {time.perf_counter() - start:.0f} s"
-            print(f"{layer.name}: {choices}; {by}", flush=True)
+            print(f"{layer.name}: {configs}; {by}", flush=True)
             print("\n".join(line(row, mode) for mode in MODES), flush=True)
             for what in row["failed"]:
                 print(f"WRONG RESULTS: {what}", flush=True)

@@ -124,8 +124,8 @@ def compare(
         "differs": differs,
         "difference": differences,
         "choices": {
-            title: choice._asdict()
-            for title, choice in jaxconvt.explain(call.lhs, call.rhs, **call.kwargs).configs.items()
+            title: config._asdict()
+            for title, config in jaxconvt.explain(call.lhs, call.rhs, **call.kwargs).configs.items()
         },
     }
     # Not with the results, which are large.
@@ -266,7 +266,7 @@ def line(row: dict[str, Any]) -> str:
             text += f"{times(row['speedup'][name][mode]):>{width}}"
             text += "~" if noisy(row, mode, name) else " "
     text += f"{times(row['compiling']):>7}{max(row['difference'][AUTO].values()):>8.0e}"
-    text += "  " + " ".join(short(**choice) for choice in row["choices"].values())
+    text += "  " + " ".join(short(**config) for config in row["choices"].values())
     verdicts = (
         f"{name} DIFFERS in {', '.join(what)}" for name, what in row["differs"].items() if what
     )

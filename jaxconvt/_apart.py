@@ -11,7 +11,7 @@ _here = threading.local()  # in such a thread: `stop`, an Event
 
 
 def apart(function: Callable[..., T], *args: Any) -> T:
-    """The result, from a thread where no mesh is set, nothing is traced and `jax.jit` works.
+    """Return the result of a function, from a thread where no mesh is set and nothing is traced.
 
     Python interrupts the main thread alone. It then waits no longer; the other thread ends at its
     next `check`.
@@ -33,6 +33,6 @@ def apart(function: Callable[..., T], *args: Any) -> T:
 
 
 def check() -> None:
-    """Ends this thread's function if nobody waits for it any longer."""
+    """End this thread's function if nobody waits for it any longer."""
     if hasattr(_here, "stop") and _here.stop.is_set():
         raise KeyboardInterrupt

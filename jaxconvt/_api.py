@@ -20,7 +20,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def _hinting(function: Function) -> Function:
-    """The same, but that it says what may be meant if an argument is unknown or missing."""
+    """Return the function; if an argument is unknown or missing, it also says what may be meant."""
     signature = inspect.signature(function)
 
     @functools.wraps(function)

@@ -16,7 +16,7 @@ Function = TypeVar("Function")
 
 
 def replaced(function: Function) -> Function:
-    """What `jaxconvt.install` put a function in the place of; of others, the function itself.
+    """Return what `jaxconvt.install` put a function in the place of; of others, the function.
 
     The function says so, and no module: that may be imported twice, or reloaded.
     """
@@ -47,7 +47,7 @@ _WIDE = tuple(map(np.dtype, ("float64", "complex128", "int64", "uint64")))
 
 
 def x64_scope(*dtypes: Any) -> AbstractContextManager[Any]:
-    """A context in which JAX computes in these dtypes, whatever the x64 mode.
+    """Return a context in which JAX computes in these dtypes, whatever the x64 mode.
 
     Outside of it JAX passes arrays of 64 bits on, but makes none.
     """
@@ -58,7 +58,7 @@ def x64_scope(*dtypes: Any) -> AbstractContextManager[Any]:
 
 
 def x64_mode() -> tuple[Any, ...]:
-    """The settings by which JAX grants 64 bits or not. Caches have them in their keys."""
+    """Return the settings by which JAX grants 64 bits or not. Caches have them in their keys."""
     explicit = getattr(jax.config, "jax_explicit_x64_dtypes", None)
     return jax.config.jax_enable_x64, explicit  # type: ignore[attr-defined]
 
@@ -69,7 +69,7 @@ def jit_disabled() -> bool:
 
 
 def explicit_axes(*arrays: Any) -> tuple[str, ...]:
-    """The Explicit axes of the arrays' mesh: types may say how arrays are sharded over these.
+    """Return the Explicit axes of the arrays' mesh: types may say how arrays are sharded on these.
 
     They need not say it: `jax.vmap` hides the axes that it maps over.
     """
@@ -100,7 +100,7 @@ class _Kept(list[Any]):
 
 
 def partitioned(ctx: Any) -> Any:
-    """A context of lowering in which `custom_partitioning` works; None if there is none.
+    """Return a context of lowering in which `custom_partitioning` works; None if there is none.
 
     It asks for the devices of the program, but our rules want to know no more than how many there
     are. JAX tells a lowering that, and lowers once for all devices. There is none for programs
@@ -121,7 +121,7 @@ def partitioned(ctx: Any) -> Any:
 
 
 def no_mesh() -> AbstractContextManager[Any]:
-    """Where no mesh is set."""
+    """Return a context where no mesh is set."""
     scope: AbstractContextManager[Any] = jax.sharding.use_abstract_mesh(
         jax.sharding.AbstractMesh((), ())
     )
@@ -129,7 +129,7 @@ def no_mesh() -> AbstractContextManager[Any]:
 
 
 def labelled(label: str) -> AbstractContextManager[Any]:
-    """Where what is traced has a label in its program, which decides nothing."""
+    """Return a context where what is traced has a label in its program, which decides nothing."""
     from jax.experimental.xla_metadata import set_xla_metadata
 
     scope: AbstractContextManager[Any] = set_xla_metadata(jaxconvt_call=label)
@@ -137,7 +137,9 @@ def labelled(label: str) -> AbstractContextManager[Any]:
 
 
 def register_for_shard_map(primitive: Any) -> None:
-    """Before JAX 0.7 `shard_map` asks how each primitive treats values that differ per device."""
+    """Register a primitive with `shard_map`.
+
+    Before JAX 0.7 it asks how each primitive treats values that differ per device."""
     if jax.__version_info__ < (0, 7):
         from jax.experimental import shard_map
 
@@ -146,7 +148,7 @@ def register_for_shard_map(primitive: Any) -> None:
 
 
 def register_for_jet(primitive: Any) -> None:
-    """Has `jax.experimental.jet` expand a primitive as it does any other bilinear one.
+    """Have `jax.experimental.jet` expand a primitive as it does any other bilinear one.
 
     Its rule is taken from that of convolutions: what a series holds differs from JAX to JAX.
     """
@@ -160,7 +162,7 @@ def register_for_jet(primitive: Any) -> None:
 
 
 def varying(x: Any) -> frozenset[str]:
-    """The mesh axes of a `shard_map` over which a value differs."""
+    """Return the mesh axes of a `shard_map` over which a value differs."""
     # It has one attribute or the other, or none.
     aval = getattr(x, "aval", None)
     axes: frozenset[str] = getattr(
@@ -170,7 +172,7 @@ def varying(x: Any) -> frozenset[str]:
 
 
 def vary(x: Any, axes: frozenset[str]) -> Any:
-    """The same value, as one that differs over more mesh axes."""
+    """Return the same value, as one that differs over more mesh axes."""
     if not axes:
         return x
     if hasattr(lax, "pcast"):
@@ -179,13 +181,13 @@ def vary(x: Any, axes: frozenset[str]) -> Any:
 
 
 def vary_alike(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Operands that vary over the same mesh axes of a `shard_map`, as JAX's own primitives do."""
+    """Return operands that vary over the same mesh axes of a `shard_map`, as JAX's own do."""
     over = [varying(x), varying(y)]
     return vary(x, over[1] - over[0]), vary(y, over[0] - over[1])
 
 
 def zeros(shape: Any, dtype: Any, *like: Any) -> jax.Array:
-    """Zeros that vary over the mesh axes of a `shard_map` over which any of some arrays does."""
+    """Return zeros that vary over the mesh axes of a `shard_map` over which some arrays do."""
     result: jax.Array = vary(jnp.zeros(shape, dtype), frozenset().union(*map(varying, like)))
     return result
 
@@ -199,19 +201,19 @@ def device_kind(platform: str) -> str:
 
 
 def default_platform() -> str:
-    """The platform that JAX lowers for on its default backend."""
+    """Return the platform that JAX lowers for on its default backend."""
     return platform_of_device(jax.devices()[0])
 
 
 def platform_of_device(device: Any) -> str:
-    """The platform that JAX lowers for on a device; "other" if we know nothing of it."""
+    """Return the platform that JAX lowers for on a device; "other" if we know nothing of it."""
     if device.platform == "gpu":
         return "rocm" if "rocm" in str(device.client.platform_version).lower() else "cuda"
     return device.platform if device.platform in ("cpu", "tpu") else "other"
 
 
 def trace_options() -> dict[str, Any]:
-    """For `jax.profiler.start_trace`: not every call of Python, where that can be said."""
+    """Return arguments of `jax.profiler.start_trace`: no calls of Python, if that can be said."""
     make = getattr(jax.profiler, "ProfileOptions", None)
     if make is None:
         return {}
@@ -221,7 +223,7 @@ def trace_options() -> dict[str, Any]:
 
 
 def traced_apart() -> AbstractContextManager[Any]:
-    """Where `jax.jit` traces anew, and keeps what it traces from what is traced elsewhere."""
+    """Return a context where `jax.jit` traces anew, apart from what is traced elsewhere."""
     from jax.experimental.xla_metadata import set_xla_metadata
 
     scope: AbstractContextManager[Any] = set_xla_metadata(jaxconvt="autotune")

@@ -14,7 +14,7 @@ _ARRAYS = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
 
 
 def jaxpr_of(f: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """The jaxpr of `f`. Unless `f` is jitted, it gets arguments that are no arrays as they are."""
+    """Return the jaxpr of `f`. Unless `f` is jitted, it gets what are no arrays as they are."""
     if isinstance(f, type(jax.jit(jaxpr_of))):
         return f.trace(*args, **kwargs).jaxpr.jaxpr
     leaves, tree = jax.tree.flatten((args, kwargs))
@@ -32,7 +32,7 @@ def jaxpr_of(f: Callable[..., Any], args: Any, kwargs: Any) -> Any:
 
 
 def _equations(jaxpr: Any, seen: set[int]) -> Iterator[Any]:
-    """All of a jaxpr, at any depth: whatever holds one in its parameters."""
+    """Yield all equations of a jaxpr, at any depth: whatever holds one in its parameters."""
     if id(jaxpr) in seen:
         return
     seen.add(id(jaxpr))

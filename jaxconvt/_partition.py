@@ -64,7 +64,7 @@ class Operation(NamedTuple):
         return RESULT[self.face]
 
     def letters(self, array: str) -> tuple[Letter, ...]:
-        """What the axes of "lhs", "rhs" or "out" run over."""
+        """Return what the axes of "lhs", "rhs" or "out" run over."""
         rows = range(len(self.axes))
         spatial = [None for _ in rows] if array == "rhs" else ["n", *rows]
         return (*spatial, *LETTERS[array])
@@ -77,7 +77,7 @@ class Operation(NamedTuple):
 def divided(
     operation: Operation, compute: Compute, label: str, x: jax.Array, y: jax.Array
 ) -> jax.Array:
-    """The face, which the compiler divides by the rules of this module.
+    """Make the face, which the compiler divides by the rules of this module.
 
     `compute` makes a face on one device, and has no constants. The label tells apart programs
     that differ in `compute` alone.
@@ -96,7 +96,7 @@ def divided(
 
 
 def _rule(operation: Operation) -> str:
-    """What is divided alike, as Shardy has it."""
+    """Say what is divided alike, as Shardy has it."""
 
     def word(at: int, letter: Letter) -> str:
         if letter is None:
@@ -111,7 +111,7 @@ def _rule(operation: Operation) -> str:
 
 
 def _infer(operation: Operation, mesh: Any, operands: Any, result: Any) -> NamedSharding:
-    """The sharding of the result, where Shardy is off."""
+    """Return the sharding of the result, where Shardy is off."""
     given = [x.sharding for x in operands]  # None: not known as yet
     return _layout(operation, [*operands, result], [*given, None]).sharding(operation.result)
 
@@ -119,7 +119,7 @@ def _infer(operation: Operation, mesh: Any, operands: Any, result: Any) -> Named
 def _partition(
     operation: Operation, compute: Compute, mesh: Any, operands: Any, result: Any
 ) -> tuple[AbstractMesh, Callable[..., jax.Array], NamedSharding, tuple[NamedSharding, ...]]:
-    """A mesh, the program of each device, and the shardings of its result and its operands."""
+    """Return a mesh, a device's program, and the shardings of its result and its operands."""
     arrays = [*operands, result]
     layout = _layout(operation, arrays, [x.sharding for x in arrays])
     # Types must say nothing of a mesh that the user set, those of the operands neither: JAX makes
@@ -152,7 +152,7 @@ class Layout(NamedTuple):
         return math.prod(self.mesh)
 
     def parts(self, letter: Letter) -> int:
-        """Into how many parts a letter is divided."""
+        """Return into how many parts a letter is divided."""
         return math.prod([self.mesh[k] for k in self.over.get(letter, ())])
 
     def sharding(self, array: str) -> NamedSharding:
@@ -162,11 +162,11 @@ class Layout(NamedTuple):
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     def part(self, letter: Letter) -> list[int]:
-        """The number of the part of a letter that each device has."""
+        """Return the number of the part of a letter that each device has."""
         return _numbered(self.mesh, self.over.get(letter, ()))
 
     def groups(self, *letters: Letter) -> list[list[int]]:
-        """Devices that differ in their parts of these letters alone, in the order of the parts."""
+        """Group devices that differ in their parts of these letters alone, in the parts' order."""
         axes = [k for letter in letters for k in self.over.get(letter, ())]
         others = [_coordinates(self.mesh, k) for k in range(len(self.mesh)) if k not in axes]
         parts = [self.part(letter) for letter in letters]
@@ -177,7 +177,7 @@ class Layout(NamedTuple):
 
 
 def _layout(operation: Operation, arrays: Sequence[Any], given: Sequence[Any]) -> Layout:
-    """Chooses the division, by the shardings that are given, so that little is exchanged."""
+    """Choose the division, by the shardings that are given, so that little is exchanged."""
     shapes = {name: tuple(x.shape) for name, x in zip(operation.arrays, arrays, strict=True)}
     known = [(name, x) for name, x in zip(operation.arrays, given, strict=True) if x is not None]
     mesh, specs = _read([(sharding, len(shapes[name])) for name, sharding in known])
@@ -212,7 +212,7 @@ def _cheapest(
     divides: dict[str, Letter],
     parts: int,
 ) -> Letter:
-    """The letter to divide by an axis of the mesh, which divides arrays as it does.
+    """Return the letter to divide by an axis of the mesh, given what that axis divides now.
 
     It is the one for which fewest bytes are exchanged; taps stand for none.
     """
@@ -242,7 +242,7 @@ def _cheapest(
 
 
 def _read(given: Sequence[tuple[Any, int]]) -> tuple[tuple[int, ...], list[list[MeshAxes]]]:
-    """A mesh, and by which of its axes each dimension is divided, of shardings and their ranks.
+    """Return a mesh, and by which of its axes each dimension is divided.
 
     A sharding says which part of an array each device has. The mesh is found from that. If there
     is none, nothing counts as divided.
@@ -257,7 +257,7 @@ def _read(given: Sequence[tuple[Any, int]]) -> tuple[tuple[int, ...], list[list[
 
 
 def _parts(sharding: Any, ndim: int) -> list[list[int]]:
-    """For each dimension, the number of the part that each device has."""
+    """Return, for each dimension, the number of the part that each device has."""
     count = len(sharding.device_set)
     # A size that every possible number of parts divides
     slices = sharding.devices_indices_map((count,) * ndim).values()
@@ -266,14 +266,14 @@ def _parts(sharding: Any, ndim: int) -> list[list[int]]:
 
 
 def _spec(numbers: Sequence[int], mesh: tuple[int, ...]) -> MeshAxes | None:
-    """The axes of the mesh whose coordinates are these numbers of parts; None if there are none."""
+    """Return the axes of the mesh whose coordinates are these numbers of parts; None if none are."""
     firsts = {k: numbers[_coordinates(mesh, k).index(1)] for k in range(len(mesh))}
     axes = tuple(sorted([k for k in firsts if firsts[k]], key=lambda k: -firsts[k]))
     return axes if _numbered(mesh, axes) == list(numbers) else None
 
 
 def _numbered(mesh: tuple[int, ...], axes: MeshAxes) -> list[int]:
-    """The number of the part that each device has, of what these axes of the mesh divide."""
+    """Return the number of the part that each device has, of what axes of the mesh divide."""
     numbers = [0] * math.prod(mesh)
     for k in axes:
         at = _coordinates(mesh, k)
@@ -282,7 +282,7 @@ def _numbered(mesh: tuple[int, ...], axes: MeshAxes) -> list[int]:
 
 
 def _coordinates(mesh: tuple[int, ...], k: int) -> list[int]:
-    """Where each device is on an axis of the mesh."""
+    """Return where each device is on an axis of the mesh."""
     stride = math.prod(mesh[k + 1 :])
     return [d // stride % mesh[k] for d in range(math.prod(mesh))]
 
@@ -298,7 +298,7 @@ def _primes(n: int) -> list[int]:
 
 
 def _orders(items: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """All different orders of some numbers."""
+    """Yield all different orders of some numbers."""
     if not items:
         yield ()
     for first in sorted(set(items)):
@@ -312,7 +312,7 @@ def _orders(items: Sequence[int]) -> Iterator[tuple[int, ...]]:
 
 
 def _share(layout: Layout, compute: Compute, x: jax.Array, y: jax.Array) -> jax.Array:
-    """A device's part of the result, of its parts of the operands."""
+    """Make a device's part of the result, of its parts of the operands."""
     operation = layout.operation
     face, dtype = operation.face, operation.dtype
     _, total = summed_in(x.dtype, y.dtype, dtype)
@@ -345,7 +345,7 @@ def _share(layout: Layout, compute: Compute, x: jax.Array, y: jax.Array) -> jax.
 
 
 def _within(layout: Layout, name: str, x: jax.Array) -> jax.Array:
-    """Zeros for what the last parts have beyond the end of an array, which may be anything.
+    """Put zeros where the last parts go beyond the end of an array; anything may be there.
 
     It is read where it is summed over, or as another device's rows.
     """
@@ -373,11 +373,11 @@ class Rows(NamedTuple):
         return self.layout.part(self.letter)
 
     def held(self, what: str) -> int:
-        """How many rows of lhs ("size") or the output ("out") each device has."""
+        """Return how many rows of lhs ("size") or the output ("out") each device has."""
         return -(-int(getattr(self.axis, what)) // self.layout.parts(self.letter))
 
     def of_the_output(self) -> tuple[Axis, list[int], tuple[list[int], int]]:
-        """The axis of each device's program that makes its own rows of the output.
+        """Return the axis of each device's program that makes its own rows of the output.
 
         Besides: the first row of lhs that each device needs; and where in what its program makes
         its own rows are, and how many.
@@ -394,7 +394,7 @@ class Rows(NamedTuple):
         return self.axis._replace(size=size, lo=lo, hi=hi), firsts, (above, held)
 
     def of_lhs(self) -> tuple[Axis, list[int]]:
-        """The axis of each device's program, which has its own rows of lhs.
+        """Return the axis of each device's program, which has its own rows of lhs.
 
         Besides: the first row of the cotangent that each device needs.
         """
@@ -404,7 +404,7 @@ class Rows(NamedTuple):
         return self.axis._replace(size=held, lo=most, hi=most), firsts
 
     def taken(self, x: jax.Array, at: int, firsts: Sequence[int], count: int) -> jax.Array:
-        """`count` rows of all devices' together, from the first of each device on; or zeros."""
+        """Take `count` rows of all devices' together, from each device's first on; or zeros."""
         held, groups = x.shape[at], self.layout.groups(self.letter)
         shifts = [first - part * held for first, part in zip(firsts, self.parts, strict=True)]
         low, high = min(shifts), max(shifts) + count
@@ -426,18 +426,18 @@ class Rows(NamedTuple):
 
 
 def _neighbours(group: Sequence[int], by: int) -> list[tuple[int, int]]:
-    """Pairs of a device that gives rows, and one that is so many before it."""
+    """Return pairs of a device that gives rows, and one that is so many before it."""
     count = len(group)
     return [(group[d + by], group[d]) for d in range(max(-by, 0), min(count - by, count))]
 
 
 def _from(x: jax.Array, at: int, starts: Sequence[int], count: int) -> jax.Array:
-    """`count` rows, from each device's start on."""
+    """Take `count` rows, from each device's start on."""
     if len(set(starts)) == 1:
         return lax.slice_in_dim(x, starts[0], starts[0] + count, axis=at)
     return lax.dynamic_slice_in_dim(x, _own(starts), count, at)
 
 
 def _own(numbers: Sequence[int]) -> jax.Array:
-    """Each device's own number."""
+    """Return each device's own number."""
     return jnp.asarray(numbers, jnp.int32)[lax.axis_index(DEVICES)]

@@ -181,7 +181,7 @@ def _chosen(implementation: str, cost: Cost, problems: tuple[Problem, ...]) -> C
     own = [_estimated(problem, cost, implementation)[0] for problem in problems]
 
     def weighed(configs: Configs) -> float:
-        """Seconds, with the margin by which XLA's own program is preferred."""
+        """Return seconds, with the margin by which XLA's own program is preferred."""
         each = zip(own, configs, strict=True)
         xlas = sum([of[config].seconds for of, config in each if config == XLAS])
         return xlas + cost.margin * (pairs[configs].seconds - xlas)

@@ -66,7 +66,7 @@ def tuned(f, *args, times=None, **kwargs):
 @functools.cache
 def value_tuning(choice=COL2IM, seconds=0.5):
     """Of `conv`, as if one form took so long, and all others a second."""
-    return tuned(conv, X, W, times={(choice,): seconds})
+    return tuned(conv, X, W, times={(config,): seconds})
 
 
 def found(f, *args):
@@ -82,8 +82,8 @@ def found(f, *args):
 
 
 def pick(case, choice=DILATED):
-    choices = (choice,) * (2 if case.what == "gradients" else 1)
-    return _tuning.Pick(case, choices, 1.0, 1.0)
+    configs = (config,) * (2 if case.what == "gradients" else 1)
+    return _tuning.Pick(case, configs, 1.0, 1.0)
 
 
 def loss(lhs, rhs, implementation="auto"):
@@ -381,10 +381,10 @@ class PickedTest(parameterized.TestCase):
                 return seconds
 
             with self.subTest(f"{profile}, {first}"), clocked(seconds_of, lambda now=now: now[0]):
-                samplers = dict.fromkeys([(choice,) for choice in profile])
+                samplers = dict.fromkeys([(config,) for config in profile])
                 times = _measure.in_turn(samplers, *_benchmark.ROUNDS, 1.0, _benchmark._near)
                 pick = _benchmark._pick(case, times, ())
-                best = min(profile, key=lambda choice: profile[choice])
+                best = min(profile, key=lambda config: profile[config])
                 self.assertEqual(pick.configs, (best,))
                 ratio = pick.default_seconds / pick.seconds
                 self.assertAlmostEqual(ratio, profile[DILATED] / profile[best], delta=0.01)
@@ -399,7 +399,7 @@ class PickedTest(parameterized.TestCase):
             return profile[picks[0]] * (4 if slowed else 1)
 
         with clocked(seconds_of):
-            samplers = dict.fromkeys([(choice,) for choice in profile])
+            samplers = dict.fromkeys([(config,) for config in profile])
             times = _measure.in_turn(samplers, *_benchmark.ROUNDS, 100.0, _benchmark._near)
         (case,) = [measured.key for measured in value_tuning().measurements]
         measured = _benchmark._pick(case, times, ())

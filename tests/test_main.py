@@ -300,7 +300,7 @@ class ReportTest(parameterized.TestCase):
                 "compiling": 123.4,
                 "differs": {},
                 "difference": {"auto": {"value": 1e-7}},
-                "choices": {k: choice._asdict() for k, choice in explanation.configs.items()},
+                "choices": {k: config._asdict() for k, config in explanation.configs.items()},
             }
             report.add_times(row, samples)
             text = report.line(row)
@@ -332,14 +332,14 @@ class ReportTest(parameterized.TestCase):
         device = types.SimpleNamespace(platform="abacus", device_kind="of beads")
         self.monkeypatch.setattr(jax, "devices", lambda: [device])
         explanation = jaxconvt.explain(call.lhs, call.rhs, **call.kwargs)
-        self.assertEqual({choice.name for choice in explanation.configs.values()}, {"dilated"})
+        self.assertEqual({config.name for config in explanation.configs.values()}, {"dilated"})
 
     def test_every_choice_has_a_short_name(self):
         for layer in LAYERS:
             call = layer.call()
-            choices = jaxconvt.explain(call.lhs, call.rhs, **call.kwargs).configs
-            for choice in choices.values():
-                self.assertRegex(report.short(*choice), r"^(d|s|w|c\+*|p)(/\d+)?$")
+            configs = jaxconvt.explain(call.lhs, call.rhs, **call.kwargs).configs
+            for config in configs.values():
+                self.assertRegex(report.short(*config), r"^(d|s|w|c\+*|p)(/\d+)?$")
         self.assertEqual(report.short("col2im", 1, 12), "c+/12")
         self.assertEqual(report.short("col2im", 2, 1), "c++")
 

@@ -36,8 +36,8 @@ class Face:
         conv = functools.partial(jaxconvt.conv_transpose, implementation="auto", **kwargs)
         out = jax.eval_shape(conv, lhs, rhs)
         self.held = sum([x.size * x.dtype.itemsize for x in (lhs, rhs, out)])
-        self.call = _spec.problems_of(lhs, rhs, spec, out.dtype, "cpu")[face]
-        self.pick = _plan.choose("auto", cost_of("cpu"), self.call, False)
+        self.problem = _spec.problems_of(lhs, rhs, spec, out.dtype, "cpu")[face]
+        self.pick = _plan.choose("auto", cost_of("cpu"), self.problem, False)
         self.function, self.operands = {
             "value": (conv, (lhs, rhs)),
             "input_grad": (lambda ct, rhs: jax.linear_transpose(lambda x: conv(x, rhs), lhs)(ct),
@@ -52,12 +52,12 @@ class Face:
 
     def estimated(self):
         cost = cost_of("cpu")
-        call = _plan.widened(self.call, cost)
-        return _plan.temp(call, self.pick, _plan.work(call, self.pick), cost)
+        problem = _plan.widened(self.problem, cost)
+        return _plan.temp(problem, self.pick, _plan.work(problem, self.pick), cost)
 
     def promised(self):
         """Four times what is held, or as much more as costs less than half of the speed."""
-        estimates = _plan.estimates(self.call, cost_of("cpu"))
+        estimates = _plan.estimates(self.problem, cost_of("cpu"))
         least = min([estimate.seconds for estimate in estimates.values()])
         for limit in (4, 8, 16):
             allowed = max(limit * self.held, _plan.SMALL)
@@ -108,8 +108,8 @@ def draw(rng):
         transpose_kernel=flip,
         feature_group_count=groups,
     )
-    right = MIB <= face.held <= 400 * MIB and face.call.flops < 1e14
-    return face if right and not face.call.empty else None
+    right = MIB <= face.held <= 400 * MIB and face.problem.flops < 1e14
+    return face if right and not face.problem.empty else None
 
 
 class MemoryTest(parameterized.TestCase):
@@ -155,7 +155,7 @@ class MemoryTest(parameterized.TestCase):
                 jax.ShapeDtypeStruct(shape, dtype) for shape in ((8, 64, 64, 64), (3, 3, 64, 64))
             ]
             face = Face(*structs, "value", strides=(1, 1), padding="SAME")
-            self.assertEqual(sum(map(face.call.held, ("lhs", "rhs", "out"))), face.held)
+            self.assertEqual(sum(map(face.problem.held, ("lhs", "rhs", "out"))), face.held)
             self.assertEqual(face.held, size * (2 * 8 * 64 * 64 * 64 + 9 * 64 * 64))
 
 

@@ -57,8 +57,8 @@ def described(face, axes, **letters):
     return _problem.describe(face, axes, **how, **letters)
 
 
-def temp(call, choice):
-    return _plan.work(call, choice).temp
+def temp(call, config):
+    return _plan.work(call, config).temp
 
 
 def modules(call, platforms, implementation="auto"):
@@ -128,8 +128,8 @@ class Decisions(parameterized.TestCase):
         call = BY_NAME["stride1"].call(dtype)
         rates = dataclasses.replace(cpu.CPU_0_11.rates, bfloat16=1.0)
         with mock.patch.object(cpu, "INSTALLED", cpu.Cpu(rates, "", False)):
-            choices = explain(call.lhs, call.rhs, platform="cpu", **call.kwargs).configs
-        self.assertEqual(set(choices.values()), {Config("dilated")})
+            configs = explain(call.lhs, call.rhs, platform="cpu", **call.kwargs).configs
+        self.assertEqual(set(configs.values()), {Config("dilated")})
 
     @parameterized.product(version=tuple(TABLES))
     def test_cpu_stride_one_is_not_rearranged_for_nothing(self, version):
@@ -151,12 +151,12 @@ class Decisions(parameterized.TestCase):
         name=[layer.name for layer in LAYERS], face=_problem.FACES, platform=("cpu", "cuda", "tpu")
     )
     def test_xlas_own_stays_unless_another_is_clearly_faster(self, name, face, platform):
-        call, choice = decided(name, face, platform)
+        call, config = decided(name, face, platform)
         cost = cost_of(platform)
         seconds = _plan.fitting(_plan.widened(call, cost), "auto", cost)
         others = [time for other, time in seconds.items() if other.name != "dilated"]
         stays = cost.margin * min(others) >= seconds[Config("dilated")]
-        self.assertEqual(choice.name == "dilated", stays)
+        self.assertEqual(config.name == "dilated", stays)
 
     @parameterized.product(face=_problem.FACES, platform=("cpu", "cuda", "rocm", "tpu"))
     def test_subpixel_is_considered_where_it_was_looked_at(self, face, platform):
@@ -170,8 +170,8 @@ class Decisions(parameterized.TestCase):
     @parameterized.product(name=("stride1", "resnet_decoder"), version=tuple(TABLES))
     def test_cpu_lhs_gradient_is_xlas_where_its_convolutions_make_no_windows(self, name, version):
         with cpu_as_of(version):
-            _, choice = decided(name, "lhs", "cpu")
-        self.assertEqual(choice.name, "dilated" if version == "jaxlib 0.11" else "col2im")
+            _, config = decided(name, "lhs", "cpu")
+        self.assertEqual(config.name, "dilated" if version == "jaxlib 0.11" else "col2im")
 
     @parameterized.product(
         call=(
@@ -186,8 +186,8 @@ class Decisions(parameterized.TestCase):
         face, *shapes, strides, padding = call
         structs = [jax.ShapeDtypeStruct(shape, "float32") for shape in shapes]
         with cpu_as_of(version):
-            choices = explain(*structs, strides, padding, platform="cpu").configs
-        self.assertEqual(choices[TITLES[_problem.FACES.index(face)]].name, "col2im")
+            configs = explain(*structs, strides, padding, platform="cpu").configs
+        self.assertEqual(configs[TITLES[_problem.FACES.index(face)]].name, "col2im")
 
     @parameterized.parameters(
         ("cpu", "col2im", 1, 6), ("cpu", "strided", 2, 2), ("cpu", "dilated", 2, 2),
@@ -222,8 +222,8 @@ class Decisions(parameterized.TestCase):
         both=(False, True),
     )
     def test_memory_is_bounded(self, name, face, platform, both):
-        call, choice = decided(name, face, platform, both)
-        self.assertLessEqual(temp(call, choice), max(4 * call.bytes, _plan.SMALL))
+        call, config = decided(name, face, platform, both)
+        self.assertLessEqual(temp(call, config), max(4 * call.bytes, _plan.SMALL))
 
     def test_memory_decides_where_time_would_not(self):
         # Patches and Y of nine taps each are more than four times lhs and output together.
@@ -235,16 +235,16 @@ class Decisions(parameterized.TestCase):
         fastest = min(times, key=times.get)
         self.assertGreater(temp(at, fastest), 4 * at.bytes)
         self.assertNotIn(fastest, _plan.fitting(at, "auto", cpu.CPU))
-        choice = _plan.choose("auto", cpu.CPU, at, False)
-        self.assertLess(temp(at, choice), 4 * at.bytes)
+        config = _plan.choose("auto", cpu.CPU, at, False)
+        self.assertLess(temp(at, config), 4 * at.bytes)
 
     def test_memory_does_not_cost_most_of_the_speed(self):
         # Y is a little over the limit; XLA's own takes more than twice as long.
         axes = (_geometry.Axis(128, 5, 1, 1, 2, 2),) * 2
         at = described("value", axes, batch=1, groups=1, in_channels=16, out_channels=64)
-        choice = _plan.choose("auto", cpu.CPU, at, False)
-        self.assertEqual(choice.name, "col2im")
-        self.assertGreater(temp(at, choice), 4 * at.bytes)
+        config = _plan.choose("auto", cpu.CPU, at, False)
+        self.assertEqual(config.name, "col2im")
+        self.assertGreater(temp(at, config), 4 * at.bytes)
 
     @parameterized.named_parameters((layer.name, layer.name) for layer in LAYERS)
     def test_half_precision_is_decided_as_it_is_computed(self, name):
@@ -252,7 +252,7 @@ class Decisions(parameterized.TestCase):
         call = BY_NAME[name].call("float16")
         half, single = explain(call.lhs, call.rhs, platform="cpu", **call.kwargs), explained(name)
         for title, estimates in single.estimates.items():
-            seconds = {choice: estimate.seconds for choice, estimate in estimates.items()}
+            seconds = {config: estimate.seconds for config, estimate in estimates.items()}
             picked = seconds.get(half.configs[title], 0)  # or chunks that float32 needs not
             self.assertLessEqual(picked, 1.3 * seconds[single.configs[title]])
 
@@ -261,8 +261,8 @@ class Decisions(parameterized.TestCase):
         # Some CPUs have units for these, and XLA uses them for no convolution.
         call = BY_NAME["hifigan_2"].call("bfloat16")
         with cpu_as_of(version):
-            choices = explain(call.lhs, call.rhs, platform="cpu", **call.kwargs).configs
-        self.assertEqual([choice.name for choice in choices.values()], ["col2im"] * 3)
+            configs = explain(call.lhs, call.rhs, platform="cpu", **call.kwargs).configs
+        self.assertEqual([config.name for config in configs.values()], ["col2im"] * 3)
 
     @parameterized.product(
         name=[layer.name for layer in LAYERS],
@@ -273,20 +273,20 @@ class Decisions(parameterized.TestCase):
         # XLA's convolutions of integers are loops.
         call = BY_NAME[name].call(dtype)
         with cpu_as_of(version):
-            choices = explain(call.lhs, call.rhs, platform="cpu", **call.kwargs).configs
-        self.assertIn(choices["value"].name, ("col2im", "depthwise"))
+            configs = explain(call.lhs, call.rhs, platform="cpu", **call.kwargs).configs
+        self.assertIn(configs["value"].name, ("col2im", "depthwise"))
 
     @parameterized.product(name=("hifigan_1", "hifigan_2", "encodec", "istft", "vnet"))
     def test_cpu_wide_floats_are_convolved_in_two_dimensions_alone(self, name):
         with util.x64():
             call = BY_NAME[name].call("float64")
-            choices = explain(call.lhs, call.rhs, platform="cpu", **call.kwargs).configs
-        self.assertEqual({choice.name for choice in choices.values()}, {"col2im"})
+            configs = explain(call.lhs, call.rhs, platform="cpu", **call.kwargs).configs
+        self.assertEqual({config.name for config in configs.values()}, {"col2im"})
 
     def test_complex_numbers_are_planned_as_their_parts(self):
         call = BY_NAME["unet_up"].call("complex64")
-        choices = explain(call.lhs, call.rhs, platform="cpu", **call.kwargs).configs
-        self.assertEqual(choices, explained("unet_up").configs)
+        configs = explain(call.lhs, call.rhs, platform="cpu", **call.kwargs).configs
+        self.assertEqual(configs, explained("unet_up").configs)
         f = functools.partial(jaxconvt.conv_transpose, **call.kwargs, implementation="col2im")
         text = jax.jit(f).lower(call.lhs, call.rhs).as_text()
         products = re.findall(r"dot_general .*", text)
@@ -336,16 +336,16 @@ class Chunks(parameterized.TestCase):
         axes = (_geometry.Axis(16, 4, 2, 1, 2, 2),) * 2
         for n in (1, 7, 64, 96):
             at = described(face, axes, batch=n, groups=1, in_channels=256, out_channels=128)
-            for choice in _plan.candidates(at):
-                self.assertEqual(n % choice.chunks, 0)
-                if choice.chunks > 1:
+            for config in _plan.candidates(at):
+                self.assertEqual(n % config.chunks, 0)
+                if config.chunks > 1:
                     whole, size = (
-                        temp(at, choice._replace(chunks=chunks)) for chunks in (1, choice.chunks)
+                        temp(at, config._replace(chunks=chunks)) for chunks in (1, config.chunks)
                     )
                     self.assertGreater(whole - at.rhs_bytes, CHUNK)
                     # A loop copies the part of lhs, too.
-                    most = CHUNK + at.lhs_bytes // choice.chunks
-                    self.assertTrue(size - at.rhs_bytes <= most or choice.chunks == n)
+                    most = CHUNK + at.lhs_bytes // config.chunks
+                    self.assertTrue(size - at.rhs_bytes <= most or config.chunks == n)
             chunked = [c.name for c in _plan.candidates(at) if c.chunks > 1]
             self.assertEqual(set(chunked), {"col2im"} if n > 1 else set())
 
@@ -359,9 +359,9 @@ class Chunks(parameterized.TestCase):
     def test_what_many_devices_may_have_to_sum_is_lhs_itself(self, name):
         at = decided(name, "lhs", "cpu")[0]._replace(single_device=False)
         for implementation in ("auto", "col2im"):
-            choice = _plan.choose(implementation, cost_of("cpu"), at, True)
+            config = _plan.choose(implementation, cost_of("cpu"), at, True)
             single = [Config("dilated"), Config("strided"), Config("depthwise"), Config("col2im")]
-            self.assertIn(choice, single)
+            self.assertIn(config, single)
 
     def test_a_large_batch_needs_no_more_memory(self):
         # What the compiler allocates, copies around and inside the loop included.
@@ -415,14 +415,14 @@ class Platforms(parameterized.TestCase):
         name = {"bfloat16": "bf16", "float16": "f16", "int8": "i8"}[dtype]
         seen = 0
         for platform in ("cuda", "tpu"):
-            choices = explain(call.lhs, call.rhs, platform=platform, **call.kwargs).configs
+            configs = explain(call.lhs, call.rhs, platform=platform, **call.kwargs).configs
             for face, program in faces.items():
                 lowered = export.export(jax.jit(program), platforms=(platform,))
                 text = lowered(call.lhs, call.rhs, ct).mlir_module()
                 types = re.findall(
                     r"stablehlo.convolution.* : \((.*)\) -> (.*?)(?: loc.*)?\n", text
                 )
-                self.assertEqual(bool(types), choices[face].name not in ("col2im", "depthwise"))
+                self.assertEqual(bool(types), configs[face].name not in ("col2im", "depthwise"))
                 for operands, result in types:
                     found = re.findall(r"x([a-z]+\d+)>", f"{operands}, {result}")
                     self.assertEqual(found, [name] * 3)

@@ -87,7 +87,7 @@ class RegretTest(parameterized.TestCase):
     def test_estimates(self, path):
         of, timed = timings(path)
         cost = of.cost(of.rates)
-        ratios = [t.estimate(cost) / t.seconds for t in timed if of.sure(t.call, t.work)]
+        ratios = [t.estimate(cost) / t.seconds for t in timed if of.sure(t.problem, t.work)]
         self.assertGreaterEqual(fit.close(ratios), bounds(path).close)
 
     def test_constants_are_what_the_fit_gives(self, path):
@@ -104,7 +104,7 @@ class RegretTest(parameterized.TestCase):
             picks = list(fit.measurements(of.cost(of.rates), timed))
             self.assertTrue(len(picks) > 50 or not timed)
             for pick, xlas in picks:
-                with self.subTest(f"{pick.layer} {pick.dtype} {pick.call.face} {pick.config}"):
+                with self.subTest(f"{pick.layer} {pick.dtype} {pick.problem.face} {pick.config}"):
                     self.assertGreaterEqual(xlas.seconds / pick.seconds, least)
 
 
@@ -114,11 +114,11 @@ class CyclesTest(parameterized.TestCase):
         ratios = defaultdict(list)
         for left_out in (False, True):
             of, timed = timings(path, left_out)
-            faces = {(t.layer, t.call.face) for t in timed}
+            faces = {(t.layer, t.problem.face) for t in timed}
             picks = list(fit.measurements(of.cost(of.rates), timed))
             self.assertLen(picks, len(faces))  # all forms were compiled
             for pick, xlas in picks:
-                ratios[fit.group(pick), pick.call.face].append(xlas.seconds / pick.seconds)
+                ratios[fit.group(pick), pick.problem.face].append(xlas.seconds / pick.seconds)
         self.assertEqual(ratios.keys(), FASTER.keys())
         for key, least in FASTER.items():
             self.assertGreaterEqual(fit.mean(ratios[key]), least, key)
@@ -138,7 +138,7 @@ class FitTest(parameterized.TestCase):
     def test_compares_picks(self):
         path = GPU
         of, timed = timings(path)
-        pick = next(t for t in timed if (t.layer, t.call.face) == ("fcn8s", "value"))
+        pick = next(t for t in timed if (t.layer, t.problem.face) == ("fcn8s", "value"))
         xlas = pick._replace(choice=Config("dilated"), seconds=1.0)
         picks = [pick._replace(choice=each.config, seconds=0.5) for each in timed]
         with contextlib.redirect_stdout(io.StringIO()) as printed:

@@ -51,14 +51,14 @@ class GpuTest(parameterized.TestCase):
         calls = _spec.problems_of(lhs, rhs, spec, lhs.dtype, "cuda")
         row = compilers.measure(device, arguments, (compilers.REFERENCE, "auto"))
         cost = cost_of("cuda", "NVIDIA H100")
-        choices = {
-            mode: _plan.choose("auto", cost, calls[face], False) for mode, face in FACES.items()
+        configs = {
+            mode: _plan.choose("auto", cost, calls[face], False) for face in FACES
         }
         for mode, programs in row.items():
             with self.subTest(mode):
                 ours = programs["auto"]
                 convolved = [
-                    choices[m].name in CONVOLUTIONS for m in choices if mode in (m, "step")
+                    configs[m].name in CONVOLUTIONS for m in configs if mode in (m, "step")
                 ]
                 # The roofline knows nothing of how slow cuDNN is where channels are few, with
                 # groups, and in 3-D. So it is not asked where others are picked.
@@ -69,23 +69,23 @@ class GpuTest(parameterized.TestCase):
                     self.assertGreaterEqual(compilers.ratio(row, mode, "auto"), least)
                 if mode == "step" or channels_first:
                     continue
-                call, choice = calls[FACES[mode]], choices[mode]
+                call, config = calls[face], configs[face]
                 if not call.kernel_dilated:  # no multiply-add with a zero that was put in
                     self.assertLessEqual(ours["flops"], 1.1 * call.flops)
-                if choice.name == "strided" and not why_no_library_call(call):
+                if config.name == "strided" and not why_no_library_call(call):
                     forward = (name, call.face) in FORWARD
                     self.assertEqual(ours["calls"], "F" if forward else CALLS[call.face])
                     self.assertLessEqual(ours["kernels"], 4)
-                if choice.name == "col2im":
+                if config.name == "col2im":
                     self.assertEqual(set(ours["calls"]), {"G"})
-                if choice.name == "depthwise":  # one sum; a kernel gradient has one for each term
+                if config.name == "depthwise":  # one sum; a kernel gradient has one for each term
                     self.assertEqual(ours["calls"], "")
                     self.assertTrue(call.face == "kernel_grad" or ours["kernels"] <= 3)
 
     @parameterized.parameters("dcgan_64", "hifigan_2", "vnet")
     def test_strided_is_what_it_says(self, name):
         row = compilers.measure("h100", BY_NAME[name].call(), ("strided",))
-        for mode, face in FACES.items():
+        for face in FACES:
             self.assertEqual(row[mode]["strided"]["calls"], CALLS[face])
 
     @parameterized.product(
@@ -103,7 +103,7 @@ class GpuTest(parameterized.TestCase):
                 if name == "dilated":
                     self.assertEqual(programs["auto"], programs[compilers.REFERENCE])
                 else:
-                    self.assertEqual(programs["auto"]["calls"], CALLS[FACES[mode]])
+                    self.assertEqual(programs["auto"]["calls"], CALLS[mode])
 
     @parameterized.product(channels_first=(False, True))
     def test_axis_of_one_tap_costs_no_copy(self, channels_first):
@@ -113,7 +113,7 @@ class GpuTest(parameterized.TestCase):
         lhs, rhs, spec, _ = call_arguments(arguments.lhs, arguments.rhs, **arguments.kwargs)
         calls = _spec.problems_of(lhs, rhs, spec, lhs.dtype, "cuda")
         row = compilers.measure("h100", arguments, ("strided",))
-        for mode, face in FACES.items():
+        for face in FACES:
             ours = row[mode]["strided"]
             self.assertEqual(ours["calls"], CALLS[face])
             self.assertLessEqual(ours["bytes"], 1.1 * calls[face].bytes)
