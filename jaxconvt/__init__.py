@@ -3,7 +3,8 @@
 from jaxconvt._api import conv_transpose
 from jaxconvt._autotune import autotune
 from jaxconvt._explain import Explanation, explain
-from jaxconvt._install import install, installed, uninstall
+from jaxconvt._install import install, installed, installed_calls, uninstall
+from jaxconvt._taken import InstalledCall, InstalledCalls
 from jaxconvt._tuning import Tuning
 from jaxconvt._types import IMPLEMENTATIONS, Implementation
 
@@ -13,11 +14,14 @@ __all__ = [
     "IMPLEMENTATIONS",
     "Explanation",
     "Implementation",
+    "InstalledCall",
+    "InstalledCalls",
     "Tuning",
     "autotune",
     "conv_transpose",
     "explain",
     "install",
     "installed",
+    "installed_calls",
     "uninstall",
 ]

@@ -41,6 +41,7 @@ from jaxconvt._measure import (
     step,
     tolerance,
 )
+from jaxconvt._tables import Table, wrapped
 from jaxconvt._tuning import DEVICE, WALL
 from jaxconvt._words import first_line, shorten
 
@@ -222,9 +223,6 @@ def speedup(seconds: Mapping[str, float], name: str) -> float:
     return seconds[REFERENCE] / seconds[name]
 
 
-_NAME_WIDTH = max(len(name) for name in BY_NAME)
-
-
 def clock_text(clock: Clock) -> str:
     """Which clock the figures are by, and on a device why not by its own."""
     if clock.name == DEVICE:
@@ -236,7 +234,7 @@ def clock_text(clock: Clock) -> str:
 def header(dtype: str, clock: Clock, tune: bool = False) -> str:
     letters = ", ".join(f"{letter} {name}" for name, letter in SHORT.items())
     tuned = "tuned     by how much what autotune measured to be fastest is\n" if tune else ""
-    text = f"""\
+    return f"""\
 ms        {clock_text(clock)}
 faster    by how much auto is faster than jax.lax; 1.0x where it is the same program;
           ~ where calls differ: the third quartile of their times is over {NOISY} of the first
@@ -246,36 +244,42 @@ differs   auto's largest difference from jax.lax, of the largest magnitude in th
 picks     auto's, for value, input gradient and kernel gradient:
           {letters};
           + for each axis that is gathered first, /4 in 4 chunks of the batch
-
 """
-    columns = f"{REFERENCE:>8}{AUTO:>8}{'faster':>7} " + (f"{'tuned':>6} " if tune else "")
-    top = "".join(f"{mode + ', ms ':>{len(columns)}}" for mode in MODES)
-    last = f"{'compile':>7}{'differs':>8}  picks"
-    return f"{text}{'':{_NAME_WIDTH}}{top.rstrip()}\n{'layer':{_NAME_WIDTH}}{columns * 2}{last}"
 
 
-def line(row: dict[str, Any]) -> str:
-    text = f"{row['layer']:{_NAME_WIDTH}}"
+def table(rows: Sequence[dict[str, Any]], tune: bool = False) -> str:
+    """The rows of the report, under their headings."""
+    columns = ["\n\nlayer"]
+    for mode in MODES:
+        columns += [f"{mode}\nms\n{REFERENCE}", f"\nms\n{AUTO}", "\n\nfaster"]
+        columns += ["\n\ntuned"] if tune else []
+    columns += ["\n\ncompile", "\n\ndiffers", "\n\npicks"]
+    align = "<" + ">" * (len(columns) - 2) + "<"
+    return Table("", tuple(columns), align, [line for row in rows for line in lines(row)]).text()
+
+
+def lines(row: dict[str, Any]) -> list[tuple[str, ...] | str]:
+    """A row of the report: its figures, and what is wrong."""
     if "error" in row:
-        return f"{text}  failed: {row['error']}"
+        return [f"{row['layer']}  failed: {row['error']}"]
+    cells = [row["layer"]]
     for mode in MODES:
         seconds, same_program = row["seconds"][mode], AUTO in row["same"][mode]
-        text += milliseconds(seconds[REFERENCE])
-        text += f"{'same':>8}" if same_program else milliseconds(seconds[AUTO])
-        for name, width in zip(row["speedup"], (7, 6), strict=False):
-            text += f"{times(row['speedup'][name][mode]):>{width}}"
-            text += "~" if noisy(row, mode, name) else " "
-    text += f"{times(row['compiling']):>7}{max(row['difference'][AUTO].values()):>8.0e}"
-    text += "  " + " ".join(short(**config) for config in row["choices"].values())
-    verdicts = (
-        f"{name} DIFFERS in {', '.join(what)}" for name, what in row["differs"].items() if what
-    )
-    return "\n  ".join((text, *verdicts))
+        cells.append(milliseconds(seconds[REFERENCE]))
+        cells.append("same" if same_program else milliseconds(seconds[AUTO]))
+        for name, by in row["speedup"].items():
+            cells.append(times(by[mode]) + ("~" if noisy(row, mode, name) else " "))
+    cells += [times(row["compiling"]), f"{max(row['difference'][AUTO].values()):.0e}"]
+    cells.append(" ".join([short(**config) for config in row["choices"].values()]))
+    verdicts = [
+        f"  {name} DIFFERS in {', '.join(what)}" for name, what in row["differs"].items() if what
+    ]
+    return [tuple(cells), *verdicts]
 
 
 def milliseconds(seconds: float) -> str:
     digits = 3 if seconds < 1e-3 else 2 if seconds < 1 else 0
-    return f"{seconds * 1e3:8.{digits}f}"
+    return f"{seconds * 1e3:.{digits}f}"
 
 
 def times(figure: float) -> str:
@@ -349,8 +353,8 @@ def by_the_wall_clock(rows: Sequence[dict[str, Any]], name: str) -> str:
 def listed(layer: Layer) -> str:
     call = layer.call()
     arguments = ", ".join(f"{name}={value!r}" for name, value in call.kwargs.items())
-    shapes = f"lhs {call.lhs.shape}, rhs {call.rhs.shape}"
-    return f"{layer.name}: {layer.source}\n    {shapes}, {arguments}"
+    text = f"    lhs {call.lhs.shape}, rhs {call.rhs.shape}, {arguments}"
+    return "\n".join([f"{layer.name}: {layer.source}", *wrapped(text, indent="    ")])
 
 
 def parser() -> argparse.ArgumentParser:
@@ -403,7 +407,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     rows = measure(layers, arguments.dtype, clock, arguments.autotune, arguments.runs)
     print(f"\n{header(arguments.dtype, clock, arguments.autotune)}")
-    print("\n".join(map(line, rows)))
+    print(table(rows, arguments.autotune))
     print(f"\n{summary(rows, arguments.dtype, time.perf_counter() - start)}", flush=True)
     if arguments.json:
         measured = [row for row in rows if "error" not in row]

@@ -9,10 +9,10 @@ from typing import Any
 
 import jax
 
-from jaxconvt import _compat
+from jaxconvt import _arguments, _compat
 from jaxconvt._apart import apart
 from jaxconvt._tuning import Tuning, this_device
-from jaxconvt._words import first_line, show
+from jaxconvt._words import LOGGER, first_line, show
 
 
 def autotune(
@@ -21,6 +21,7 @@ def autotune(
     *args: Any,
     seconds: float = 1.0,
     device: jax.Device | None = None,
+    verbose: bool | None = None,
     **kwargs: Any,
 ) -> Tuning:
     """Measures the lowerings of each `conv_transpose` in a function, and keeps the fastest.
@@ -45,19 +46,23 @@ def autotune(
     Args:
       f: a function, jitted or not, with calls to tune.
       *args, **kwargs: its arguments; a `jax.ShapeDtypeStruct` may stand for an array. If `f` has
-        arguments named `seconds` or `device`, give it those by `functools.partial`.
+        arguments named `seconds`, `device` or `verbose`, give it those by `functools.partial`.
       seconds: after how many seconds no third or later candidate is tried, for each value, each
         gradient and each pair of gradients. Compiling counts. Each candidate is then called three
         times, however long that takes; those near the fastest, and jax.lax's own, are called for
         as many seconds again.
       device: where to measure; None is JAX's default device, of this process.
+      verbose: True prints a line to stderr for each measurement: what was measured, the pick, its
+        time, and that of jax.lax's own lowering. False prints nothing. None shows how far it is,
+        if stderr is a terminal. The logger "jaxconvt" gets the lines of True in any case, at the
+        level INFO.
 
     Returns:
       A `Tuning`, for `implementation=`, `install` and `installed`.
 
     Raises:
-      TypeError: `f` is not a function, an argument is traced, as inside `jax.jit`, or `device`
-        is not a device.
+      TypeError: `f` is not a function, an argument is traced, as inside `jax.jit`, `device` is
+        not a device, or `verbose` is not None, True or False.
       ValueError: `f` has no such call, no call could be measured, or `seconds` is not a number of
         at least 0.
 
@@ -91,6 +96,7 @@ def autotune(
     device = _default_device() if device is None else device
     if not isinstance(device, jax.Device):
         raise TypeError(f"device must be None or one of jax.devices(), got {show(device)}.")
+    verbose = verbose if verbose is None else _arguments.flag("verbose", verbose)
     backend = _compat.platform_of_device(device)
     with _compat.traced_apart():
         keys = _find_calls.keys_in(_find_calls.jaxpr_of(f, args, kwargs))
@@ -104,7 +110,9 @@ def autotune(
     measurements, lost = [], []
     try:
         for at, (key, params) in enumerate(keys.items()):
-            _progress(f"{at + 1} of {len(keys)}: {key}")
+            turn = f"{at + 1} of {len(keys)}"
+            if verbose is None:
+                _progress(f"{turn}: {key}")
             try:
                 measurement, why = apart(
                     _benchmark.fastest, key, params, backend, device, clock, seconds
@@ -113,8 +121,13 @@ def autotune(
                 measurement, why = None, [first_line(e)]
             measurements += [measurement] if measurement else []
             lost += [] if measurement else [f"{key}: {'; '.join(why)}"]
+            result = f"autotune, {turn}: {measurement or 'left to auto, ' + lost[-1]}"
+            LOGGER.info(result)
+            if verbose and sys.stderr:
+                print(result, file=sys.stderr, flush=True)
     finally:
-        _progress("")
+        if verbose is None:
+            _progress("")
     if not measurements:
         raise ValueError(f"f must have calls that run on {device}, got none: {' '.join(lost)}")
     for what in lost:

@@ -71,7 +71,7 @@ def evaluate(
                     default_precision=default_precision,
                     **where,
                 )
-                tuned = implementation.config(key, both_gradients, platform, kind)
+                tuned = implementation._config(key, both_gradients, platform, kind)
             implementation = "auto"
         config = _config(implementation, tuned, problem, kind, both_gradients)
         lowering = LOWERINGS[config.name]

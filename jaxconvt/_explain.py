@@ -1,6 +1,7 @@
 """What "auto" would do with a call, and why."""
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,20 +10,21 @@ from jaxconvt._api import conv_transpose
 from jaxconvt._arguments import Array
 from jaxconvt._costs import PLATFORMS, cost_of
 from jaxconvt._problem import FACES, GRADIENTS, Config, Spec
+from jaxconvt._tables import Table
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation:
-    """The decisions of `implementation="auto"` for one call; readable when printed.
+    """The decisions of `implementation="auto"` for one call; a table where it is printed.
 
     `platform` is the platform that was asked about. `configs` has the lowering picked for each
     of "value", "input_grad" and "kernel_grad": its `name`, and its form, that is how many
     leading axes are `gathered` and in how many `chunks` the batch is taken. The gradients are
     picked as in training, where both are taken and may share work; one alone may get another
     lowering. `reason` says why these are picked. `estimates` has, for each of the three, every
-    form that can be made: its estimated `seconds`, its bytes of intermediates (`temp`), whether
-    those are few enough (`fits`), and what the compiler makes of it (`becomes`). Where nothing is
-    estimated, it is empty. `both_gradients` is the estimated seconds of both gradients together.
+    form that can be made: its estimated `seconds`, its bytes of intermediates (`temp_bytes`), whether
+    those are few enough (`fits`), and what the compiler makes of it (`compiled_as`). Where
+    nothing is estimated, it is empty. `both_gradients` is the estimated seconds of both gradients together.
 
     To pass a lowering's name as `implementation` pins the lowering, not its form. Only a program
     of one device has chunks. In a program divided among devices, the whole batch is taken at
@@ -49,25 +51,39 @@ class Explanation:
     reason: str
     both_gradients: float | None = None
 
+    def __repr__(self) -> str:
+        return f"<jaxconvt.Explanation on {self.platform}: {picks_text(self.configs)}>"
+
     def __str__(self) -> str:
-        lines = [f'implementation="auto" on {self.platform}: {self.reason}']
+        return self._table().text()
+
+    def _repr_html_(self) -> str:
+        return self._table().html()
+
+    def _table(self) -> Table:
+        rows: list[tuple[str, ...] | str] = []
         for title, config in self.configs.items():
-            lines.append(f"  {title}: {config}")
+            rows.append(f"{title}: {config}")
             for other, estimate in self.estimates.get(title, {}).items():
-                remark = "<- picked" if other == config else ""
-                remark = remark if estimate.fits else "too large"
-                text = (
-                    f"    {estimate.seconds * 1e6:9.1f} us  {estimate.temp_bytes / 2**20:7.1f} MiB  "
-                    f"{other}: {estimate.compiled_as}  {remark}"
-                )
-                lines.append(text.rstrip())
+                remark = "  <- picked" if other == config else ""
+                remark = remark if estimate.fits else "  too large"
+                figures = f"{estimate.seconds * 1e6:.1f}", f"{estimate.temp_bytes / 2**20:.1f}"
+                rows.append((*figures, f"{other}: {estimate.compiled_as}{remark}"))
         if self.both_gradients is not None:
-            lines.append(f"  both gradients together: {self.both_gradients * 1e6:.1f} us")
-        return "\n".join(lines)
+            rows.append(f"both gradients together: {self.both_gradients * 1e6:.1f} us")
+        about = f'implementation="auto" on {self.platform}: {self.reason}'
+        return Table(about, ("us", "MiB", "lowering: what it becomes"), ">><", rows)
+
+
+def picks_text(configs: Mapping[str, Config]) -> str:
+    """Return the picks in one line; one, if they are all the same."""
+    if len(set(configs.values())) == 1:
+        return str(next(iter(configs.values())))
+    return ", ".join([f"{title} {config}" for title, config in configs.items()])
 
 
 def explain(*args: Any, platform: str | None = None, **kwargs: Any) -> Explanation:
-    """What `conv_transpose(..., implementation="auto")` would pick for a call, and why.
+    """Say what `conv_transpose(..., implementation="auto")` would pick for a call, and why.
 
     Args:
       *args, **kwargs: those of `conv_transpose`; lhs and rhs may be
@@ -106,7 +122,7 @@ def explain(*args: Any, platform: str | None = None, **kwargs: Any) -> Explanati
     )
     _arguments.check_implementation(arguments["implementation"])
     dtype = _arguments.dtype_of(lhs) if dtype is None else _arguments.requested(dtype)
-    return _explanation(platform, lhs, rhs, spec, dtype)
+    return explanation_of(platform, lhs, rhs, spec, dtype)
 
 
 # What `_spec.read` takes of the arguments of `conv_transpose`, besides lhs and rhs.
@@ -123,18 +139,25 @@ _READ = (
 )
 
 
+_SIGNATURE = inspect.signature(conv_transpose)
+
+
 def call_arguments(*args: Any, **kwargs: Any) -> tuple[Array, Array, Spec, dict[str, Any]]:
-    """Operands, `Spec` and all arguments of a call, for which shapes and dtypes are enough."""
-    signature = inspect.signature(conv_transpose)
-    _hints.check_call(signature, args, kwargs)
-    call = signature.bind(*args, **kwargs)
+    """Read operands, `Spec` and all arguments of a call; shapes and dtypes are enough."""
+    _hints.check_call(_SIGNATURE, args, kwargs)
+    call = _SIGNATURE.bind(*args, **kwargs)
     call.apply_defaults()
-    given = call.arguments
+    return *read(call.arguments), call.arguments
+
+
+def read(given: Mapping[str, Any]) -> tuple[Array, Array, Spec]:
+    """Read operands and `Spec`, of all arguments of a call by their names."""
     how = {name: given[name] for name in _READ}
-    return *_spec.read(given["lhs"], given["rhs"], **how, or_struct=True), given
+    return _spec.read(given["lhs"], given["rhs"], **how, or_struct=True)
 
 
-def _explanation(platform: str, lhs: Array, rhs: Array, spec: Spec, dtype: Any) -> Explanation:
+def explanation_of(platform: str, lhs: Array, rhs: Array, spec: Spec, dtype: Any) -> Explanation:
+    """Explain a call that has been read, of a result of this dtype."""
     from jaxconvt import _dispatch  # late, as in `_api`
 
     cost = cost_of(platform, _compat.device_kind(platform))

@@ -14,6 +14,7 @@ from jax import lax
 from jaxconvt import _arguments
 from jaxconvt._api import conv_transpose
 from jaxconvt._compat import conv_general_dilated, replaced
+from jaxconvt._taken import Calls, InstalledCalls
 from jaxconvt._types import Implementation
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -28,6 +29,7 @@ class _Block:
 
     def __init__(self) -> None:
         self.functions: Functions = {}
+        self.calls = Calls()  # that they took
 
 
 class _Installed(ContextDecorator):
@@ -80,7 +82,7 @@ def install(implementation: Implementation = "auto") -> None:
     The replacement uses ours where `lhs_dilation` is over 1, window strides are 1, there is one
     batch group, and padding is in pairs. It passes every other call on to JAX's own function. A
     function that was traced before keeps what it was traced with. Installing again changes the
-    implementation.
+    implementation. `installed_calls` says which calls ours took.
 
     If other code has replaced a function before, ours goes over its replacement, and passes other
     calls on to that. If other code replaces ours, its replacement stays: see `uninstall`.
@@ -105,6 +107,7 @@ def install(implementation: Implementation = "auto") -> None:
     _arguments.check_implementation(implementation)
     with _lock:
         _blocks[-1].functions = _replacements(implementation)
+        _blocks[-1].calls = Calls()
         _apply()
 
 
@@ -155,6 +158,39 @@ def installed(implementation: Implementation = "auto") -> _Installed:
     return _Installed(implementation)
 
 
+def installed_calls() -> InstalledCalls:
+    """The calls that came to ours in the place of jax.lax's, since `install` was called last.
+
+    Inside an `installed` block it has those since the block was entered. All threads count, and
+    `uninstall` forgets none. A call under `jax.jit` counts once for each trace, and one outside of
+    it each time that it is made. Calls that are passed on to JAX's own function do not count, nor
+    do those of `jaxconvt.conv_transpose` itself.
+
+    The logger "jaxconvt" gets a line for each of these calls, too, at the level DEBUG.
+
+    Returns:
+      A tuple of distinct calls, in the order in which they first came. Each has `function` (its
+      name in jax.lax), the shapes `lhs` and `rhs`, `strides`, `dtype`, `implementation` and
+      `count`. It is empty if nothing was taken. Printed, or shown by a notebook, it is a table that
+      also says what "auto" picks for each on the default backend. At most 1000 distinct calls are
+      kept.
+
+    Example:
+
+    >>> import jax, jax.numpy as jnp, jaxconvt
+    >>> with jaxconvt.installed("col2im"):
+    ...     x, w = jnp.ones((1, 16, 8)), jnp.ones((4, 8, 6))
+    ...     y = jax.lax.conv_transpose(x, w, (2,), "SAME")
+    ...     print(jaxconvt.installed_calls())
+    taken from jax.lax: 1 call, 1 distinct
+    calls  jax.lax's       call; what makes it
+        1  conv_transpose  lhs (1, 16, 8), rhs (4, 8, 6), strides (2,), float32; col2im
+
+    Source: see `install`.
+    """
+    return _blocks[-1].calls.seen()
+
+
 def _apply() -> None:
     """Puts the last block's functions in place; where it has none, what ours replaced.
 
@@ -178,7 +214,7 @@ def _replacements(implementation: Implementation) -> Functions:
     convolution.__signature__ = _SIGNATURE  # type: ignore[attr-defined]
     functions: Functions = {
         "conv_transpose": _posing_as(
-            conv_transpose, functools.partial(conv_transpose, implementation=implementation)
+            conv_transpose, functools.partial(_conv_transpose, implementation=implementation)
         ),
         "conv_general_dilated": _posing_as(conv_general_dilated, convolution),
     }
@@ -195,6 +231,20 @@ def _posing_as(like: Any, replacement: Any) -> Any:
     replacement.__module__ = "jaxconvt"
     return replacement
 
+
+_OURS = inspect.signature(conv_transpose)
+_DEFAULTS = {name: parameter.default for name, parameter in _OURS.parameters.items()}
+
+
+def _conv_transpose(*args: Any, **kwargs: Any) -> Any:
+    """Ours, counted."""
+    out = conv_transpose(*args, **kwargs)
+    given = dict(zip(_DEFAULTS, args, strict=False))
+    _blocks[-1].calls.add("conv_transpose", {**_DEFAULTS, **given, **kwargs})
+    return out
+
+
+_conv_transpose.__signature__ = _OURS  # type: ignore[attr-defined]
 
 _SIGNATURE = inspect.signature(conv_general_dilated)
 _LHS_DILATION = list(_SIGNATURE.parameters).index("lhs_dilation")
@@ -223,7 +273,10 @@ def _conv_general_dilated(
     if more["dimension_numbers"] is None:  # channels first here
         order = tuple(range(arguments["lhs"].ndim))
         more["dimension_numbers"] = lax.ConvDimensionNumbers(order, order, order)
-    return conv_transpose(strides=dilation, **more, implementation=implementation)
+    ours = {"strides": dilation, **more, "implementation": implementation}
+    out = conv_transpose(**ours)
+    _blocks[-1].calls.add("conv_general_dilated", {**_DEFAULTS, **ours})
+    return out
 
 
 def _is_transposed(arguments: dict[str, Any]) -> bool:

@@ -266,7 +266,7 @@ def _parts(sharding: Any, ndim: int) -> list[list[int]]:
 
 
 def _spec(numbers: Sequence[int], mesh: tuple[int, ...]) -> MeshAxes | None:
-    """Return the axes of the mesh whose coordinates are these numbers of parts; None if none are."""
+    """Return the axes of the mesh whose coordinates are these numbers of parts, or None."""
     firsts = {k: numbers[_coordinates(mesh, k).index(1)] for k in range(len(mesh))}
     axes = tuple(sorted([k for k in firsts if firsts[k]], key=lambda k: -firsts[k]))
     return axes if _numbered(mesh, axes) == list(numbers) else None

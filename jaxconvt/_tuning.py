@@ -2,9 +2,12 @@
 
 import json
 import math
+import platform
+import re
 import warnings
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cache, cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,9 +18,10 @@ from jaxlib.version import __version__ as jaxlib_version
 from jaxconvt._geometry import Axes, Axis, Size
 from jaxconvt._lowerings import LOWERINGS
 from jaxconvt._problem import Config, Sizes
+from jaxconvt._tables import Table
 from jaxconvt._words import of_a_file, shorten, show
 
-VERSION = 3  # of the text that `Tuning.dumps` makes
+VERSION = 4  # of the text that `Tuning.dumps` makes
 
 # What is measured: a face, or both gradients together.
 TITLES = {
@@ -81,12 +85,18 @@ class Measurement(NamedTuple):
     clock: str = WALL  # of `CLOCKS`
 
     def __str__(self) -> str:
-        names = tuple(dict.fromkeys(map(str, self.configs)))
-        times = f"{self.default_seconds * 1e3:11.3f}{self.seconds * 1e3:11.3f}"
-        faster = self.default_seconds / self.seconds if self.seconds else 1.0
-        lines = [f"{times}{faster:8.2f}x  {self.key}: {', '.join(names)}"]
-        lines += [f"{'':33}left out: {reason}" for reason in self.left_out]
-        return "\n".join(lines)
+        times = f"{self.seconds * 1e3:.3f} ms, jax.lax {self.default_seconds * 1e3:.3f} ms"
+        return f"{self.found}, {times}"
+
+    @property
+    def found(self) -> str:
+        """The case, and what is fastest in it."""
+        return f"{self.key}: {', '.join(dict.fromkeys(map(str, self.configs)))}"
+
+    @property
+    def faster(self) -> float:
+        """How many times as long jax.lax's own lowering takes."""
+        return self.default_seconds / self.seconds if self.seconds else 1.0
 
 
 @dataclass(frozen=True)
@@ -94,18 +104,21 @@ class Tuning:
     """The fastest lowerings that `autotune` found, for `implementation=`; immutable, hashable.
 
     A call that was not measured uses "auto". `backend` is the platform that was measured ("cpu",
-    "cuda", "rocm" or "tpu"). `device_kind` is JAX's name of the device. `jax` and `jaxlib` are
-    their versions. `measurements` is what was measured, in a stable order, each with its `clock`: "device"
-    is the time in which the device ran kernels, and "wall" that of calls. `print` shows a table.
-    `a | b` merges two tunings of one device; where both have a call, that of `b` counts. `dumps`
-    writes a tuning as text, and `loads` reads it.
+    "cuda", "rocm" or "tpu"). `device_kind` is JAX's name of the device; of a CPU it is the model,
+    and how many cores the process had. `jax` and `jaxlib` are their versions. `measurements` is
+    what was measured, in a stable order. Each names its `clock`: "device" is the time in which the
+    device ran kernels, and "wall" that of calls. Printed, or shown by a notebook, a tuning is a
+    table. `a | b` merges two tunings of one device; where both have a call, that of `b` counts.
+    `dumps` writes a tuning as text, and `loads` reads it.
 
     Example:
 
     >>> import jaxconvt
-    >>> tuning = jaxconvt.Tuning("cpu", "cpu", "0.10.2", "0.10.2")
+    >>> tuning = jaxconvt.Tuning("cpu", "AMD EPYC 7B13, 2 cores", "0.10.2", "0.10.2")
     >>> jaxconvt.Tuning.loads(tuning.dumps()) == tuning
     True
+
+    Source: `autotune` measures what it holds.
     """
 
     backend: str
@@ -138,29 +151,29 @@ class Tuning:
         return f"<jaxconvt.Tuning: {self._counts()} on {self.device_kind}>"
 
     def _counts(self) -> str:
-        """How many picks there are, and of how many calls: a step has up to three of one."""
-        measurements, layers = (
-            len(self.measurements),
-            len({measurement.key[1:] for measurement in self.measurements}),
-        )
-        return (
-            f"{measurements} measurement{'s' * (measurements != 1)} of "
-            f"{layers} layer{'s' * (layers != 1)}"
-        )
+        """Say how many measurements there are, and of how many calls: a step has up to three."""
+        count, layers = len(self.measurements), len({m.key[1:] for m in self.measurements})
+        return f"{count} measurement{'s' * (count != 1)} of {layers} layer{'s' * (layers != 1)}"
 
     def __str__(self) -> str:
-        clocks = [
-            title
-            for clock, title in CLOCKS.items()
-            if clock in {p.clock for p in self.measurements}
-        ]
-        by = f", by {' and '.join(clocks)}" if clocks else ""
-        head = (
-            f"{self._counts()} on {self.device_kind} ({self.backend}), "
-            f"JAX {self.jax}, jaxlib {self.jaxlib}{by}\n"
-            f"{'jax.lax, ms':>11}{'tuned, ms':>11}{'faster':>9}"
+        return self._table().text()
+
+    def _repr_html_(self) -> str:
+        return self._table().html()
+
+    def _table(self) -> Table:
+        used = {measurement.clock for measurement in self.measurements}
+        clocks = [title for clock, title in CLOCKS.items() if clock in used]
+        about = (
+            f"{self._counts()} on {self.device_kind} ({self.backend}), JAX {self.jax}, "
+            f"jaxlib {self.jaxlib}" + (f", by {' and '.join(clocks)}" if clocks else "")
         )
-        return "\n".join([head, *map(str, self.measurements)])
+        rows = []
+        for measurement in self.measurements:
+            times = f"{measurement.default_seconds * 1e3:.3f}", f"{measurement.seconds * 1e3:.3f}"
+            rows.append((*times, f"{measurement.faster:.2f}x", measurement.found))
+            rows += [("", "", "", f"left out: {reason}") for reason in measurement.left_out]
+        return Table(about, ("jax.lax, ms", "tuned, ms", "faster", "call: pick"), ">>><", rows)
 
     def __or__(self, other: "Tuning") -> "Tuning":
         if not isinstance(other, Tuning):
@@ -174,13 +187,17 @@ class Tuning:
                 )
         return replace(self, measurements=self.measurements + other.measurements)
 
-    def config(
+    def _config(
         self, key: TuningKey, both_gradients: bool, platform: str, device_kind: str
     ) -> Config | None:
-        """What was found for a face, or None; warns, once, if that was elsewhere."""
+        """Return what was found for a face, or None; warn, once, if that was elsewhere.
+
+        JAX calls every CPU "cpu", so for a CPU no `device_kind` is given.
+        """
         if platform != self.backend:
             self._warn("backend", self.backend, platform)
             return None
+        device_kind = cpu_kind() if platform == "cpu" else device_kind
         if device_kind and device_kind != self.device_kind:
             self._warn("device", self.device_kind, device_kind)
         if self.jaxlib != jaxlib_version:
@@ -205,9 +222,27 @@ class Tuning:
         )
 
     def dumps(self) -> str:
-        """Writes it as text: JSON, with a line for each call, in a stable order.
+        """Write it as text, to be kept in a file or sent to other processes.
 
-        Source: `Tuning.loads` reads it.
+        Returns:
+          JSON, with a line for each measurement, in a stable order: equal tunings have equal texts.
+          It says of which version it is; `loads` reads that of its own version alone.
+
+        Example:
+
+        >>> import jaxconvt
+        >>> print(jaxconvt.Tuning("cuda", "NVIDIA H100", "0.10.2", "0.10.2").dumps())
+        {
+         "jaxconvt_tuning": 4,
+         "backend": "cuda",
+         "device_kind": "NVIDIA H100",
+         "jax": "0.10.2",
+         "jaxlib": "0.10.2",
+         "measurements": []
+        }
+        <BLANKLINE>
+
+        Source: the fields are those of `Tuning`.
         """
         head = {
             "jaxconvt_tuning": VERSION,
@@ -222,10 +257,25 @@ class Tuning:
 
     @staticmethod
     def loads(text: str) -> "Tuning":
-        """Reads the text that `dumps` made.
+        """Read the text that `dumps` made.
+
+        Args:
+          text: the text, and not the name of a file that holds it.
+
+        Returns:
+          A `Tuning` that is equal to the one that was written.
 
         Raises:
           ValueError: `dumps` did not make this text, or another version of it did.
+
+        Example:
+
+        >>> import jaxconvt
+        >>> text = jaxconvt.Tuning("cuda", "NVIDIA H100", "0.10.2", "0.10.2").dumps()
+        >>> jaxconvt.Tuning.loads(text).device_kind
+        'NVIDIA H100'
+
+        Source: see `dumps`.
         """
         try:
             data = json.loads(text)
@@ -333,7 +383,7 @@ def _layout(specs: Any, ndim: int) -> lax.ConvDimensionNumbers:
 
 
 def _typed(kind: Any, data: dict[str, Any]) -> Any:
-    """A NamedTuple of these fields, each of the type that it is declared with."""
+    """Return a NamedTuple of these fields, each of the type that it is declared with."""
     result = kind(**data)
     for name, type_ in kind.__annotations__.items():
         value = getattr(result, name)
@@ -373,18 +423,37 @@ def key_of(
 
 
 def precision_text(precision: Any, default_precision: Any) -> str:
-    """Of what decides how products are made; "" if nothing is said."""
+    """Say what decides how products are made; "" if nothing is said."""
     if precision is None:
         return "" if default_precision is None else str(default_precision)
     parts = precision if isinstance(precision, tuple) else (precision,)
     return ", ".join([str(getattr(part, "name", part)) for part in parts])
 
 
+def cpu_kind() -> str:
+    """Return the model of this machine's CPU, and how many cores this process may use."""
+    from jaxconvt._measure import cores  # late, as few need what it imports
+
+    count = cores()
+    return f"{cpu_model()}, {count} core{'s' * (count != 1)}"
+
+
+@cache
+def cpu_model(cpuinfo: str = "/proc/cpuinfo") -> str:
+    """Return the CPU's name by Linux, or else by Python: at least what instructions it has."""
+    try:
+        found = re.search(r"^model name\s*:(.*)$", Path(cpuinfo).read_text(), re.M)
+    except OSError:
+        found = None
+    name = found[1] if found else platform.processor() or platform.machine()
+    return " ".join(name.split()) or "cpu"
+
+
 def this_device(backend: str, device: Any) -> dict[str, str]:
-    """What a `Tuning` says of where it was measured."""
+    """Return what a `Tuning` says of where it was measured."""
     return {
         "backend": backend,
-        "device_kind": device.device_kind,
+        "device_kind": cpu_kind() if backend == "cpu" else device.device_kind,
         "jax": jax.__version__,
         "jaxlib": jaxlib_version,
     }

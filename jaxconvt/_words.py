@@ -1,10 +1,13 @@
-"""How errors show what they were given: in one line, not too long."""
+"""How errors show what they were given: in one line, not too long. And where logs go."""
 
+import logging
 import os
 import re
 from typing import Any
 
 from jaxconvt._compat import Tracer
+
+LOGGER = logging.getLogger("jaxconvt")
 
 
 def show(value: Any) -> str:

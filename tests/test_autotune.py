@@ -4,16 +4,19 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import io
 import itertools
 import json
 import math
 import os
 import pathlib
 import pickle
+import platform
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -67,6 +70,11 @@ def tuned(f, *args, times=None, **kwargs):
 def value_tuning(choice=COL2IM, seconds=0.5):
     """Of `conv`, as if one form took so long, and all others a second."""
     return tuned(conv, X, W, times={(config,): seconds})
+
+
+def words(printed):
+    """What is printed, however its lines are broken."""
+    return " ".join(str(printed).split())
 
 
 def found(f, *args):
@@ -299,8 +307,8 @@ class PickedTest(parameterized.TestCase):
         self.assertEqual(measured.configs, (POLYPHASE,))
         self.assertEqual((measured.seconds, measured.default_seconds), (0.4, 1.0))
         self.assertEmpty(measured.left_out)
-        self.assertIn("2.50x", str(tuning))
-        self.assertIn(f"lhs {LHS}, rhs {RHS}, strides (2, 1)", str(tuning))
+        row = f"400.000 2.50x value of lhs {LHS}, rhs {RHS}, strides (2, 1), float32: polyphase"
+        self.assertIn(row, words(tuning))
 
     @parameterized.parameters((1.0, DILATED), (0.98, DILATED), (0.96, COL2IM))
     def test_the_default_wins_ties(self, seconds, expected):
@@ -431,7 +439,7 @@ class PickedTest(parameterized.TestCase):
         self.assertEqual(measured.configs, (COL2IM,))
         (left_out,) = measured.left_out
         self.assertRegex(left_out, f"value: polyphase: .*{reason}")
-        self.assertIn(left_out, str(tuning))
+        self.assertIn(f"left out: {left_out}", words(tuning))
         self.assertEqual(jaxconvt.Tuning.loads(tuning.dumps()), tuning)
 
     def test_nothing_runs(self):
@@ -568,7 +576,7 @@ class ClockTest(parameterized.TestCase):
         self.assertEqual(measured.configs, (COL2IM,))
         self.assertEqual((measured.seconds, measured.default_seconds), (0.25, 0.5))
         self.assertEqual(measured.clock, "device")
-        self.assertIn(f"jaxlib {jaxlib_version}, by the device's clock\n", str(tuning))
+        self.assertIn(f"jaxlib {jaxlib_version}, by the device's clock jax.lax, ms", words(tuning))
         self.assertEqual(jaxconvt.Tuning.loads(tuning.dumps()), tuning)
 
     @parameterized.parameters(1, 10)  # in the last of three rounds
@@ -595,7 +603,7 @@ class ClockTest(parameterized.TestCase):
             self.enter_context(mock.patch.object(_clock, "ProfileData", _compat.ProfileData))
         tuning = jaxconvt.autotune(jax.grad(loss, (0, 1)), X, W, seconds=0.1)
         self.assertEqual([p.clock for p in tuning.measurements], ["wall"] * 2)
-        self.assertIn(f"jaxlib {jaxlib_version}, by the wall clock\n", str(tuning))
+        self.assertIn(f"jaxlib {jaxlib_version}, by the wall clock jax.lax, ms", words(tuning))
 
 
 class UsedTest(parameterized.TestCase):
@@ -640,7 +648,7 @@ class UsedTest(parameterized.TestCase):
 
     def test_what_a_program_for_several_devices_cannot_have(self):
         (measured,) = value_tuning(POLYPHASE).measurements
-        tuning = jaxconvt.Tuning("cpu", "cpu", jax.__version__, jaxlib_version, (measured,))
+        tuning = dataclasses.replace(value_tuning(), measurements=(measured,))
         for single in (True, False):
             call = _benchmark._call("out", measured.key, "cpu")._replace(single_device=single)
             got = _primitive._choice(tuning, call, measured.key, False)
@@ -654,9 +662,14 @@ class UsedTest(parameterized.TestCase):
             backend=base.backend, device_kind=base.device_kind, jax=base.jax, jaxlib=base.jaxlib
         )
         self.enter_context(mock.patch.object(_tuning, "_warned", set()))
-        for what, value in (("backend", "tpu"), ("jaxlib", "0.0.1")):
+        other_cpu = "AMD EPYC 7B13, 1000 cores"
+        for what, field, value in (
+            ("backend", "backend", "tpu"),
+            ("jaxlib", "jaxlib", "0.0.1"),
+            ("device", "device_kind", other_cpu),
+        ):
             with self.subTest(what):
-                other = jaxconvt.Tuning(**fields | {what: value}, measurements=base.measurements)
+                other = jaxconvt.Tuning(**fields | {field: value}, measurements=base.measurements)
                 f = functools.partial(conv, implementation=other)
                 with warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter("always")
@@ -665,11 +678,34 @@ class UsedTest(parameterized.TestCase):
                 (warning,) = [w for w in caught if "Tuning" in str(w.message)]
                 self.assertIn(f"measured on {what} {value!r}", str(warning.message))
                 self.assertEqual("col2im" in text, what != "backend")
-        with self.assertWarnsRegex(UserWarning, "on device 'cpu' and is used on 'NVIDIA H100'"):
-            base.config(base.measurements[0].key, False, "cpu", "NVIDIA H100")
+        gpu = jaxconvt.Tuning(
+            "cuda", "NVIDIA H200", jax.__version__, jaxlib_version, base.measurements
+        )
+        where = "on device 'NVIDIA H200' and is used on 'NVIDIA H100': its picks may be slow here"
+        with self.assertWarnsRegex(UserWarning, where):
+            found = gpu._choice(base.measurements[0].key, False, "cuda", "NVIDIA H100")
+        self.assertEqual(found, COL2IM)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             program(functools.partial(conv, implementation=base))
+
+    def test_another_number_of_cores(self):
+        self.enter_context(mock.patch.object(_tuning, "_warned", set()))
+        f = functools.partial(conv, implementation=value_tuning())
+        self.enter_context(mock.patch.object(_measure, "cores", lambda: 1000))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            self.assertIn("conv_transpose/col2im", program(f))
+            program(f)
+        (warning,) = [w for w in caught if "Tuning" in str(w.message)]
+        self.assertRegex(str(warning.message), "and is used on '.*, 1000 cores': .* may be slow")
+
+    def test_looked_up_quickly(self):
+        tuning = value_tuning()
+        case = tuning.measurements[0].key
+        with mock.patch.object(pathlib.Path, "read_text", side_effect=AssertionError):
+            for _ in range(3):  # the CPU's model is read once
+                self.assertEqual(tuning._choice(case, False, "cpu", ""), COL2IM)
 
     def test_explained(self):
         tuning = value_tuning(POLYPHASE)
@@ -731,7 +767,9 @@ class KeptTest(parameterized.TestCase):
         self.assertEqual(mixed.dumps().count(', "clock": "device"}'), 1)
         self.assertEqual(jaxconvt.Tuning.loads(mixed.dumps()), mixed)
         self.assertNotEqual(mixed, self.tuning)
-        self.assertIn("by the wall clock and the device's clock\n", str(mixed))
+        self.assertIn(
+            "by the wall clock and the device's clock jax.lax", " ".join(str(mixed).split())
+        )
         self.assertEqual(mixed | self.tuning, self.tuning)
 
     def test_pickled_for_another_process(self):
@@ -753,7 +791,7 @@ class KeptTest(parameterized.TestCase):
         self.assertEqual(whats, [("gradients", 2), ("value", 1), ("value", 2)])
         (value,) = [p for p in both.measurements if (p.key.what, p.key.batch) == ("value", 2)]
         self.assertEqual(value.configs, (COL2IM,))  # the right one's
-        with self.assertRaisesRegex(ValueError, "of one device_kind, got 'cpu' and 'H100'"):
+        with self.assertRaisesRegex(ValueError, "of one device_kind, got '.*' and 'H100'"):
             one | jaxconvt.Tuning("cpu", "H100", one.jax, one.jaxlib)
         with self.assertRaises(TypeError):
             one | {}
@@ -773,7 +811,8 @@ class KeptTest(parameterized.TestCase):
         ("time in words", lambda data: changed(data, seconds="1.5"), "seconds '1.5' and"),
         ("time is true", lambda data: changed(data, default_seconds=True), "seconds .* and True"),
         ("size is huge", lambda data: changed(data, n=2**63), "a size of more than 64 bits"),
-        ("newer", lambda data: data | {"jaxconvt_tuning": 4}, "version 4; measure again"),
+        ("newer", lambda data: data | {"jaxconvt_tuning": 5}, "version 5; measure again"),
+        ("older", lambda data: data | {"jaxconvt_tuning": 3}, "version 3; measure again"),
         ("unknown field", lambda data: data | {"color": "red"}, "color"),
         ("no picks", lambda data: {k: v for k, v in data.items() if k != "picks"}, "picks"),
         ("name", lambda data: data | {"backend": 3}, "names must be strings"),
@@ -821,7 +860,8 @@ class KeptTest(parameterized.TestCase):
             function(path)
 
     def test_shown(self):
-        at = f"on cpu (cpu), JAX {jax.__version__}, jaxlib {jaxlib_version}"
+        kind = _tuning.cpu_kind()
+        at = f"on {kind} (cpu), JAX {jax.__version__}, jaxlib {jaxlib_version}"
         two, one, none = (
             self.tuning,
             value_tuning(),
@@ -834,15 +874,49 @@ class KeptTest(parameterized.TestCase):
             (two, "2 measurements of 1 layer"),
             (two | other, "3 measurements of 2 layers"),
         ):
-            self.assertEqual(repr(tuning), f"<jaxconvt.Tuning: {counts} on cpu>")
+            self.assertEqual(repr(tuning), f"<jaxconvt.Tuning: {counts} on {kind}>")
             by = ", by the wall clock" if tuning.measurements else ""
-            self.assertStartsWith(str(tuning), f"{counts} {at}{by}\n")
+            heading, _ = words(tuning).split(" jax.lax, ms ")
+            self.assertEqual(heading, f"{counts} {at}{by}")
 
 
 def changed(data, **fields):
     """With the first call's fields replaced."""
     first, *rest = data["picks"]
     return data | {"picks": [first | fields, *rest]}
+
+
+class CpuTest(parameterized.TestCase):
+    """A `Tuning` names the CPU that it was measured on, which JAX calls "cpu"."""
+
+    def test_named(self):
+        kind = value_tuning().device_kind
+        self.assertRegex(kind, rf"^.+, {_measure.cores()} cores?$")
+        self.assertEqual(json.loads(value_tuning().dumps())["device_kind"], kind)
+        with mock.patch.object(_measure, "cores", lambda: 1):
+            self.assertEndsWith(_tuning.cpu_kind(), ", 1 core")
+
+    @parameterized.parameters(
+        (
+            "processor\t: 0\nmodel\t: 1\nmodel name\t:  AMD  EPYC 7B13\nflags\t: fpu",
+            "AMD EPYC 7B13",
+        ),
+        ("processor\t: 0\nCPU part\t: 0xd4f", "armv9"),
+        (None, "armv9"),
+    )
+    def test_model(self, text, model):
+        folder = self.enter_context(tempfile.TemporaryDirectory())
+        path = pathlib.Path(folder) / "cpuinfo"
+        if text:
+            path.write_text(text)
+        with (
+            mock.patch.object(platform, "processor", lambda: ""),
+            mock.patch.object(platform, "machine", lambda: "armv9"),
+        ):
+            self.assertEqual(_tuning.cpu_model(str(path)), model)
+
+    def test_costs_know_no_model(self):
+        self.assertEqual(_compat.device_kind("cpu"), "")
 
 
 class DeviceTest(absltest.TestCase):
@@ -875,14 +949,73 @@ class DeviceTest(absltest.TestCase):
         self.assertEqual(platform("tpu", ""), "tpu")
         self.assertEqual(platform("neuron", ""), "other")
 
-    def test_progress(self):
-        with (
-            mock.patch.object(sys.stderr, "isatty", lambda: True, create=True),
-            mock.patch.object(sys.stderr, "write") as write,
-        ):
-            tuned(conv, X, W)
-        written = "".join([call.args[0] for call in write.mock_calls if call.args])
-        self.assertIn("1 of 1: value of lhs", written)
+
+class VerboseTest(parameterized.TestCase):
+    """What it says on the way, where, and to whom."""
+
+    def setUp(self):
+        super().setUp()
+        measured = lambda case, *_: (pick(case, COL2IM)._replace(seconds=0.5), [])  # noqa: E731
+        self.enter_context(mock.patch.object(_benchmark, "fastest", measured))
+
+    def said(self, terminal, f=conv, **how):
+        """What is written to stderr, and what is logged."""
+        stderr = io.StringIO()
+        stderr.isatty = lambda: terminal
+        with mock.patch.object(sys, "stderr", stderr), self.assertLogs("jaxconvt", "INFO") as logs:
+            jaxconvt.autotune(f, X, W, **how)
+        self.assertEqual({record.levelname for record in logs.records}, {"INFO"})
+        return stderr.getvalue(), [record.getMessage() for record in logs.records]
+
+    @parameterized.product(verbose=(None, True, False), terminal=(True, False))
+    def test_lines(self, verbose, terminal):
+        f = lambda x, w: (conv(x, w), conv(x[:1], w))  # noqa: E731
+        written, logged = self.said(terminal, f, verbose=verbose)
+        sizes = f"rhs {RHS}, strides (2, 1), float32"
+        self.assertEqual(
+            logged,
+            [
+                f"autotune, {at} of 2: value of lhs {(n, *LHS[1:])}, {sizes}: col2im, "
+                "500.000 ms, jax.lax 1000.000 ms"
+                for at, n in ((1, 2), (2, 1))
+            ],
+        )
+        if verbose:
+            self.assertEqual(written.splitlines(), logged)
+        elif verbose is None and terminal:
+            self.assertIn("1 of 2: value of lhs", written)
+            self.assertEndsWith(written, "\r\x1b[K")
+        else:
+            self.assertEqual(written, "")
+
+    def test_none_is_the_default(self):
+        self.assertIn("1 of 1: value of lhs", self.said(terminal=True)[0])
+        self.assertEqual(self.said(terminal=False)[0], "")
+
+    def test_one_that_is_left_to_auto(self):
+        original = _benchmark.fastest
+
+        def only_one(case, *args):
+            return (
+                original(case, *args) if case.batch > 1 else (None, ["value: dilated: too large"])
+            )
+
+        self.enter_context(mock.patch.object(_benchmark, "fastest", only_one))
+        f = lambda x, w: (conv(x[:1], w), conv(x, w))  # noqa: E731
+        with self.assertWarnsRegex(UserWarning, "leaves a call to 'auto'"):
+            written, logged = self.said(False, f, verbose=True)
+        self.assertRegex(written, r"1 of 2: left to auto, value of lhs \(1, .*dilated: too large\n")
+        self.assertLen(logged, 2)
+
+    def test_without_stderr(self):
+        with mock.patch.object(sys, "stderr", None):
+            for verbose in (None, True):
+                self.assertLen(jaxconvt.autotune(conv, X, W, verbose=verbose).measurements, 1)
+
+    @parameterized.parameters("yes", 2)
+    def test_bad_values(self, verbose):
+        with self.assertRaisesRegex(TypeError, "verbose must be True or False, got"):
+            jaxconvt.autotune(conv, X, W, verbose=verbose)
 
 
 if __name__ == "__main__":

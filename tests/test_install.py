@@ -12,17 +12,19 @@ import re
 import sys
 import threading
 import warnings
+import weakref
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
-from jax import lax
+from jax import export, lax
 from jax.example_libraries import stax
 
 import jaxconvt
-from jaxconvt import _compat, _install
+from jaxconvt import _compat, _explain, _install, _taken
+from jaxconvt._layers import BY_NAME
 from tests import util
 
 # As it is before anything is installed.
@@ -470,6 +472,205 @@ def another(module):
     result = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(result)
     return result
+
+
+class TakenTest(parameterized.TestCase):
+    """`installed_calls`: what came to ours, and what is kept of it."""
+
+    def setUp(self):
+        super().setUp()
+        self.addCleanup(jaxconvt.uninstall)
+        jaxconvt.install("col2im")
+
+    def taken(self):
+        return [(c.function, c.lhs, c.count) for c in jaxconvt.installed_calls()]
+
+    def test_what_it_says(self):
+        call(*operands())
+        (taken,) = jaxconvt.installed_calls()
+        self.assertEqual((taken.function, taken.count), ("conv_transpose", 1))
+        self.assertEqual((taken.lhs, taken.rhs), ((2, 5, 4, 3), (4, 3, 3, 2)))
+        self.assertEqual((taken.strides, taken.dtype), ((2, 2), "float32"))
+        self.assertEqual(taken.implementation, "col2im")
+        self.assertLess(len(repr(taken)), 200)
+
+    def test_eager_calls_and_traces_count(self):
+        lhs, rhs = operands()
+        f = jax.jit(lambda lhs, rhs: call(lhs, rhs))
+        for _ in range(3):
+            f(lhs, rhs)  # traced once
+        f(lhs[:1], rhs)
+        self.assertEqual(self.taken(), [("conv_transpose", (n, 5, 4, 3), 1) for n in (2, 1)])
+        for _ in range(3):
+            call(lhs, rhs)
+        jax.grad(lambda lhs: jnp.sum(call(lhs, rhs)))(lhs)
+        self.assertEqual(self.taken()[0], ("conv_transpose", (2, 5, 4, 3), 5))
+
+    def test_equal_however_they_are_written(self):
+        lhs, rhs = operands()
+        call(lhs, rhs)
+        call(jnp.asarray(lhs), rhs, precision="highest")
+        lax.conv_transpose(rhs=rhs, lhs=lhs, strides=[np.int64(2), 2], padding="same")
+        call(lhs.astype("float64"), rhs)  # which JAX sees as float32
+        self.assertEqual(self.taken(), [("conv_transpose", (2, 5, 4, 3), 4)])
+        call(lhs, rhs, implementation="polyphase")
+        call(lhs, rhs, preferred_element_type="float32")
+        call(*operands("int8"))
+        self.assertEqual([c.count for c in jaxconvt.installed_calls()], [4, 1, 1, 1])
+        self.assertEqual(jaxconvt.installed_calls()[1].implementation, "polyphase")
+
+    def test_by_hand(self):
+        x, w = np.ones((1, 2, 5), np.float32), np.ones((3, 2, 3), np.float32)
+        lax.conv_general_dilated(x, w, (1,), [(1, 1)])
+        lax.conv_general_dilated(x, w, (2,), [(1, 1)], (2,))
+        self.assertEqual(self.taken(), [])
+        lax.conv_general_dilated(x, w, (1,), [(1, 1)], (2,))
+        self.assertEqual(self.taken(), [("conv_general_dilated", (1, 2, 5), 1)])
+        self.assertEqual(jaxconvt.installed_calls()[0].strides, (2,))
+
+    def test_what_is_not_taken(self):
+        lhs, rhs = operands()
+        jaxconvt.conv_transpose(lhs, rhs, (2, 2), "SAME", implementation="auto")
+        for wrong in ({"lhs": lhs[0]}, {"strides": (2,)}, {"paddings": 1}, {"implementation": "x"}):
+            how = {"lhs": lhs, "rhs": rhs, "strides": (2, 2), "padding": "SAME"}
+            with self.assertRaises((TypeError, ValueError)):
+                lax.conv_transpose(**how | wrong)
+        self.assertEqual(self.taken(), [])
+        self.assertFalse(jaxconvt.installed_calls())
+        # It can't be read twice.
+        lax.conv_transpose(lhs, rhs, iter((2, 2)), "SAME")
+        self.assertEqual(self.taken(), [])
+
+    def test_since_when(self):
+        lhs, rhs = operands()
+        call(lhs, rhs)
+        with jaxconvt.installed("polyphase"):
+            self.assertEqual(self.taken(), [])
+            call(lhs[:1], rhs)
+            self.assertEqual(self.taken(), [("conv_transpose", (1, 5, 4, 3), 1)])
+            with jaxconvt.installed():
+                self.assertEqual(self.taken(), [])
+            self.assertLen(self.taken(), 1)
+        jaxconvt.uninstall()
+        self.assertEqual(self.taken(), [("conv_transpose", (2, 5, 4, 3), 1)])
+        call(lhs, rhs)
+        self.assertLen(self.taken(), 1)
+        jaxconvt.install()
+        self.assertEqual(self.taken(), [])
+
+    def test_nothing_is_kept_alive(self):
+        lhs, rhs = map(jnp.asarray, operands())
+        gone = weakref.ref(lhs)
+        call(lhs, rhs)
+        with jax.checking_leaks():
+            jax.jit(lambda lhs, rhs: call(2 * lhs, rhs))(lhs, rhs)
+        self.assertLen(self.taken(), 1)
+        del lhs
+        jax.clear_caches()
+        gc.collect()
+        self.assertIsNone(gone())
+
+    def test_at_most_so_many(self):
+        self.enter_context(mock.patch.object(_taken, "MOST", 2))
+        lhs, rhs = operands()
+        for size in (1, 2, 3, 4, 1):
+            call(np.resize(lhs, (size, 5, 4, 3)), rhs)
+        self.assertEqual([(lhs[0], count) for _, lhs, count in self.taken()], [(1, 2), (2, 1)])
+        self.assertIn(
+            "after the first 2 distinct", " ".join(str(jaxconvt.installed_calls()).split())
+        )
+
+    def test_threads(self):
+        lhs, rhs = operands()
+        structs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (lhs, rhs)]
+
+        def run():
+            for _ in range(50):
+                jax.eval_shape(lambda lhs, rhs: call(lhs, rhs), *structs)
+                jaxconvt.installed_calls()
+
+        threads = [threading.Thread(target=run) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(300)
+        self.assertEqual(self.taken(), [("conv_transpose", (2, 5, 4, 3), 400)])
+
+    def test_symbolic_sizes(self):
+        (n,), (m,) = export.symbolic_shape("n"), export.symbolic_shape("n")  # of two scopes
+        jaxconvt.install()
+        for size in (n, m):
+            struct = jax.ShapeDtypeStruct((size, 5, 4, 3), "float32")
+            jax.eval_shape(lambda x: call(x, operands()[1]), struct)
+        self.assertEqual(self.taken(), [("conv_transpose", ("n", 5, 4, 3), 2)])
+        self.assertIn("lhs (n, 5, 4, 3), rhs (4, 3, 3, 2)", str(jaxconvt.installed_calls()))
+
+    def test_what_becomes_an_array(self):
+        class Param:
+            def __init__(self, value):
+                self.value = value
+
+            def __jax_array__(self):
+                return jnp.sin(self.value)
+
+        def f(lhs, rhs):
+            return call(lhs, Param(rhs))
+
+        jaxpr = jax.make_jaxpr(f)(*operands())
+        self.assertEqual(str(jaxpr).count("sin "), 1)  # the program is as it would be
+        f(*operands())
+        self.assertEqual(self.taken(), [("conv_transpose", (2, 5, 4, 3), 2)])
+
+    def test_printed(self):
+        jaxconvt.install("auto")
+        layer = BY_NAME["vnet"].call("bfloat16", batch=2**10)
+        with mock.patch.object(_taken, "explanation_of", side_effect=AssertionError):
+            jax.eval_shape(lambda *a: lax.conv_transpose(*a, **layer.kwargs), layer.lhs, layer.rhs)
+        taken = jaxconvt.installed_calls()
+        for _ in range(2):
+            call(*operands(), implementation="col2im")
+        tuning = jaxconvt.Tuning("cpu", "AMD EPYC 7B13, 2 cores", "0.12.0", "0.12.0")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            call(*operands(), implementation=tuning)
+        self.assertEqual(repr(taken), "<jaxconvt.InstalledCalls: 1 call, 1 distinct>")
+        taken = jaxconvt.installed_calls()
+        self.assertEqual(repr(taken), "<jaxconvt.InstalledCalls: 4 calls, 3 distinct>")
+        text = str(taken)
+        self.assertLessEqual(max(map(len, text.splitlines())), 100)
+        words = " ".join(text.split())
+        configs = jaxconvt.explain(layer.lhs, layer.rhs, **layer.kwargs).configs
+        self.assertIn("what auto picks is for cpu", words)
+        big = (
+            "1 conv_transpose lhs (1024, 12, 12, 12, 64), rhs (3, 3, 3, 64, 32), strides (2, 2, 2)"
+        )
+        small = "conv_transpose lhs (2, 5, 4, 3), rhs (4, 3, 3, 2), strides (2, 2)"
+        for part in (
+            f"{big}, bfloat16; auto: {_explain.picks_text(configs)}",
+            f"2 {small}, float32; col2im",
+            f"1 {small}, float32; a Tuning of AMD EPYC 7B13, 2 cores",
+        ):
+            self.assertIn(part, words)
+            self.assertIn(part.split("; ")[1], taken._repr_html_())
+
+    def test_printed_where_nothing_came(self):
+        self.assertIn("0 calls", str(jaxconvt.installed_calls()))
+        self.assertIn("traced before jaxconvt.install()", str(jaxconvt.installed_calls()))
+        self.assertNotIn("auto", str(jaxconvt.installed_calls()))
+
+    def test_logged(self):
+        with self.assertLogs("jaxconvt", "DEBUG") as logs:
+            for _ in range(2):
+                call(*operands())
+        (record, _) = logs.records
+        self.assertEqual(record.levelname, "DEBUG")
+        self.assertEqual(
+            record.getMessage(),
+            "took jax.lax.conv_transpose: lhs (2, 5, 4, 3), rhs (4, 3, 3, 2), strides (2, 2), "
+            "float32; 'col2im'",
+        )
+        with self.assertNoLogs("jaxconvt", "INFO"):
+            call(*operands())
 
 
 class UnusedTest(absltest.TestCase):

@@ -282,35 +282,45 @@ class ReportTest(parameterized.TestCase):
         self.assertEqual(status, 0, out)
         self.assertIn("autotune is faster than jax.lax by", out)
         self.assertEqual(out.count(" tuned "), 2)
-        self.assertLessEqual(max(map(len, out.splitlines())), 100 + 14)  # two columns more
+        self.assertLessEqual(max(map(len, out.splitlines())), 100)
         for row in json.loads(path.read_text())["rows"]:
             self.assertEqual(list(row["speedup"]), ["auto", "autotune"])
 
-    @parameterized.parameters("float32", "bfloat16", "float16")
-    def test_every_line_fits(self, dtype):
+    @parameterized.product(dtype=("float32", "bfloat16", "float16"), tune=(False, True))
+    def test_every_line_fits(self, dtype, tune):
         """With figures as wide as they get: minutes beside microseconds, and marked."""
-        seconds = {"jax.lax": 99.0, "dilated": 99.0, "auto": 0.0101}
+        seconds = {"jax.lax": 999.0, "dilated": 999.0, "auto": 0.101}
+        seconds |= {"autotune": 0.101} if tune else {}
         samples = [{mode: {name: [s, s, 9 * s] for name, s in seconds.items()} for mode in MODES}]
+        rows = []
         for layer in LAYERS:
             call = layer.call(dtype)
-            explanation = jaxconvt.explain(call.lhs, call.rhs, **call.kwargs)
+            titles = jaxconvt.explain(call.lhs, call.rhs, **call.kwargs).configs
             row = {
                 "layer": layer.name,
                 "same": {mode: ["dilated"] for mode in MODES},
                 "compiling": 123.4,
-                "differs": {},
-                "difference": {"auto": {"value": 1e-7}},
-                "choices": {k: config._asdict() for k, config in explanation.configs.items()},
+                "differs": {"auto": list(report.RESULTS)},
+                "difference": {name: {"value": 1e-7} for name in list(seconds)[2:]},
+                "choices": {t: {"name": "col2im", "gathered": 3, "chunks": 64} for t in titles},
             }
             report.add_times(row, samples)
-            text = report.line(row)
-            self.assertLessEqual(len(text), 100, text)
-            self.assertEqual(text.count("9802x~"), 2)
-            self.assertLen(text.split(), 9 + len(row["choices"]))  # a space between all
+            rows.append(row)
+        rows.append({"layer": LAYERS[0].name, "error": "no " * 100})
+        text = report.table(rows, tune)
+        self.assertLessEqual(max(map(len, text.splitlines())), 100, text)
+        figures = [line for line in text.splitlines() if "~" in line]
+        self.assertLen(figures, len(LAYERS))
+        self.assertEqual(text.count("c+++/64"), 3 * len(LAYERS))
+        for line in figures:
+            parts = line.split()  # a space between all
+            self.assertEqual(parts.count("9891x~"), 2 * (1 + tune), line)
+            self.assertEqual(parts[1:3], ["999000", "101.00"])
+            self.assertEqual(parts[7 + 2 * tune : 9 + 2 * tune], ["123x", "1e-07"])
 
     @parameterized.parameters((2e-5, "0.020"), (0.0123, "12.30"), (99.0, "99000"))
     def test_milliseconds(self, seconds, text):
-        self.assertEqual(report.milliseconds(seconds), f"{text:>8}")
+        self.assertEqual(report.milliseconds(seconds), text)
 
     def test_difference(self):
         x = jnp.array([1.0, -4.0])

@@ -493,7 +493,7 @@ class Explain(parameterized.TestCase):
         for word in (
             'implementation="auto" on cpu',
             *TITLES,
-            " us ",
+            "us ",
             " MiB ",
             "<- picked",
             "both gradients together",

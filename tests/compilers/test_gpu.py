@@ -51,9 +51,7 @@ class GpuTest(parameterized.TestCase):
         calls = _spec.problems_of(lhs, rhs, spec, lhs.dtype, "cuda")
         row = compilers.measure(device, arguments, (compilers.REFERENCE, "auto"))
         cost = cost_of("cuda", "NVIDIA H100")
-        configs = {
-            mode: _plan.choose("auto", cost, calls[face], False) for face in FACES
-        }
+        configs = {mode: _plan.choose("auto", cost, calls[face], False) for face in FACES}
         for mode, programs in row.items():
             with self.subTest(mode):
                 ours = programs["auto"]
