@@ -72,7 +72,7 @@ SHORT = {
 def compare(
     layer: Layer, dtype: str, clock: Clock, tune: bool = False
 ) -> tuple[dict[str, Any], dict[str, Programs]]:
-    """A row of the report but for its times, and the programs of each mode."""
+    """Return a row of the report but for its times, and the programs of each mode."""
     call = layer.call(dtype)
     f = partial(jaxconvt.conv_transpose, **call.kwargs)
     functions = {REFERENCE: reference(layer)}
@@ -134,7 +134,7 @@ def compare(
 
 
 def add_times(row: dict[str, Any], runs: Sequence[Samples]) -> None:
-    """To a row of the report, from the samples of each run."""
+    """Add times to a row of the report, from the samples of each run."""
     together = joined(runs)
     row["seconds"] = each(statistics.median, together)
     row["spread"] = each(spread, together)
@@ -146,12 +146,12 @@ def add_times(row: dict[str, Any], runs: Sequence[Samples]) -> None:
 
 
 def by_clock(runs: Sequence[Mapping[str, Samples]], name: str) -> list[Samples]:
-    """The samples of each run, by the one clock."""
+    """Return the samples of each run, by the one clock."""
     return [{mode: run[mode][name] for mode in MODES} for run in runs]
 
 
 def joined(runs: Sequence[Samples]) -> Samples:
-    """The samples of all runs."""
+    """Join the samples of all runs."""
     return {
         mode: {name: [s for run in runs for s in run[mode][name]] for name in runs[0][mode]}
         for mode in MODES
@@ -165,7 +165,7 @@ def each(figure: Callable[[Sequence[float]], float], samples: Samples) -> Any:
 def measure(
     layers: Sequence[Layer], dtype: str, clock: Clock, tune: bool = False, runs: int = 3
 ) -> list[dict[str, Any]]:
-    """The rows of the report; says how far it is.
+    """Return the rows of the report; say how far it is.
 
     Each run times all layers, so that a slow minute of the machine is in one run of each. If the
     device's clock stops on the way, all figures are the wall clock's.
@@ -194,7 +194,7 @@ def measure(
 
 
 def progress(title: str, items: Sequence[T]) -> Iterator[T]:
-    """The items; prints a dot after each, and the seconds of all."""
+    """Yield the items; print a dot after each, and the seconds of all."""
     start = time.perf_counter()
     print(f"{title:10}", end="", flush=True)
     for item in items:
@@ -204,7 +204,7 @@ def progress(title: str, items: Sequence[T]) -> Iterator[T]:
 
 
 def timed(programs: Programs, clock: Clock, runs: int, run: int) -> Samples:
-    """By clock, samples of each function, of one of so many runs."""
+    """Return, by clock, samples of each function, of one of so many runs."""
     samplers = {WALL: programs.samplers}
     if clock.name == DEVICE:
         samplers[DEVICE] = programs.on_device
@@ -219,12 +219,12 @@ def timed(programs: Programs, clock: Clock, runs: int, run: int) -> Samples:
 
 
 def speedup(seconds: Mapping[str, float], name: str) -> float:
-    """The reference's time over an implementation's, which is the same if the program is."""
+    """Return the reference's time over an implementation's, the same if the program is."""
     return seconds[REFERENCE] / seconds[name]
 
 
 def clock_text(clock: Clock) -> str:
-    """Which clock the figures are by, and on a device why not by its own."""
+    """Say which clock the figures are by, and on a device why not by its own."""
     if clock.name == DEVICE:
         return "of the device, as JAX's profiler traces it: how long its kernels ran"
     why = "" if jax.default_backend() == "cpu" else f" ({shorten(clock.problem, 60)})"
@@ -248,7 +248,7 @@ picks     auto's, for value, input gradient and kernel gradient:
 
 
 def table(rows: Sequence[dict[str, Any]], tune: bool = False) -> str:
-    """The rows of the report, under their headings."""
+    """Return the rows of the report, under their headings."""
     columns = ["\n\nlayer"]
     for mode in MODES:
         columns += [f"{mode}\nms\n{REFERENCE}", f"\nms\n{AUTO}", "\n\nfaster"]
@@ -259,7 +259,7 @@ def table(rows: Sequence[dict[str, Any]], tune: bool = False) -> str:
 
 
 def lines(row: dict[str, Any]) -> list[tuple[str, ...] | str]:
-    """A row of the report: its figures, and what is wrong."""
+    """Return a row of the report: its figures, and what is wrong."""
     if "error" in row:
         return [f"{row['layer']}  failed: {row['error']}"]
     cells = [row["layer"]]
@@ -283,7 +283,7 @@ def milliseconds(seconds: float) -> str:
 
 
 def times(figure: float) -> str:
-    """So many times, as the report writes it."""
+    """Write so many times, as the report does."""
     return f"{figure:.{1 if figure < 100 else 0}f}x"
 
 
@@ -294,7 +294,7 @@ def noisy(row: dict[str, Any], mode: str, name: str) -> bool:
 
 
 def short(name: str, gathered: int, chunks: int) -> str:
-    """A choice as the report writes it."""
+    """Write a config as the report does."""
     return SHORT.get(name, name) + "+" * gathered + (f"/{chunks}" if chunks > 1 else "")
 
 
@@ -303,7 +303,7 @@ def agrees(row: dict[str, Any]) -> bool:
 
 
 def geometric_means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
-    """Of the speed-ups, by implementation and mode: one of each run."""
+    """Return the means of speed-ups, by implementation and mode: one of each run."""
     return {
         name: {
             mode: [
@@ -343,7 +343,7 @@ def summary(rows: Sequence[dict[str, Any]], dtype: str, seconds: float) -> str:
 
 
 def by_the_wall_clock(rows: Sequence[dict[str, Any]], name: str) -> str:
-    """The speed-ups of whole calls, where the others are the device's."""
+    """Say the speed-ups of whole calls, where the others are the device's."""
     means = [
         geometric_mean(speedup(row["wall_seconds"][mode], name) for row in rows) for mode in MODES
     ]
@@ -383,7 +383,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the report; returns the exit status."""
+    """Run the report; return the exit status."""
     arguments = parser().parse_args(argv)
     layers = [BY_NAME[name] for name in arguments.layers] if arguments.layers else LAYERS
     if arguments.list:

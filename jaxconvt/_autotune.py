@@ -24,7 +24,7 @@ def autotune(
     verbose: bool | None = None,
     **kwargs: Any,
 ) -> Tuning:
-    """Measures the lowerings of each `conv_transpose` in a function, and keeps the fastest.
+    """Measure the lowerings of each `conv_transpose` in a function, and keep the fastest.
 
     `f` is traced, not run. Each call in it that has "auto" or a `Tuning` as `implementation` is
     measured, at any depth: its value, and those of its gradients that `f` takes. Equal calls are
@@ -98,7 +98,7 @@ def autotune(
         raise TypeError(f"device must be None or one of jax.devices(), got {show(device)}.")
     verbose = verbose if verbose is None else _arguments.flag("verbose", verbose)
     backend = _compat.platform_of_device(device)
-    with _compat.traced_apart():
+    with _compat.labelled("autotune"):
         keys = _find_calls.keys_in(_find_calls.jaxpr_of(f, args, kwargs))
     if not keys:
         raise ValueError(
@@ -136,7 +136,7 @@ def autotune(
 
 
 def _seconds(value: Any) -> float:
-    """Any real number, of Python or NumPy, as a float; one too large for that is infinite."""
+    """Return any real number of Python or NumPy as a float; one too large is infinite."""
     if isinstance(value, Real) and not isinstance(value, bool):
         number: Any = value
         try:

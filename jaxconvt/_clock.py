@@ -48,7 +48,7 @@ class Clock:
     def __call__(
         self, call: Callable[[], Any], wait: Callable[[Any], Any], count: int = 1
     ) -> float:
-        """Of one call, of so many in a row; as `_measure.seconds_of`."""
+        """Return the seconds of one call, of so many in a row; as `_measure.seconds_of`."""
         calls = partial(_measure.seconds_of, call, wait, count)
         if not self.problem:
             seconds, problem = self._of_the_device(calls)
@@ -59,7 +59,7 @@ class Clock:
         return calls()
 
     def _of_the_device(self, calls: Callable[[], Any]) -> tuple[float, str]:
-        """Seconds of all calls, or what the problem is."""
+        """Return the seconds of all calls, or what the problem is."""
         try:
             return busy(traced(calls), self._number), ""
         except NoTrace as e:
@@ -68,14 +68,14 @@ class Clock:
     def in_turn(
         self, samplers: Mapping[K, Sampler], *args: Any, **kwargs: Any
     ) -> dict[K, list[float]]:
-        """`_measure.in_turn`, and again if the clock changed: samples of two can't be compared."""
+        """Sample in turn, and again if the clock changed: samples of two can't be compared."""
         name = self.name
         times = _measure.in_turn(samplers, *args, **kwargs)
         return times if self.name == name else _measure.in_turn(samplers, *args, **kwargs)
 
 
 def traced(calls: Callable[[], Any]) -> Any:
-    """A trace of what is called, as `jax.profiler.ProfileData`, of which no file stays.
+    """Trace what is called, as `jax.profiler.ProfileData`, of which no file stays.
 
     Raises:
       NoTrace: the profiler does not trace, as it is the user's now. Errors of the calls are theirs.
@@ -100,7 +100,7 @@ def traced(calls: Callable[[], Any]) -> Any:
 
 @contextlib.contextmanager
 def _its_errors() -> Iterator[None]:
-    """Whatever a profiler may raise."""
+    """Raise `NoTrace` for whatever a profiler may raise."""
     try:
         yield
     except Exception as e:
@@ -114,7 +114,7 @@ _LINES = {"GPU": re.compile("Stream"), "TPU": re.compile("XLA (Modules|Ops)$")}
 
 
 def busy(trace: Any, number: int) -> float:
-    """Seconds for which the device of this number ran anything; the only one's, if it has another.
+    """Return the seconds for which a device ran anything; the only one, if it has another number.
 
     Raises:
       NoTrace: the trace does not say.
@@ -134,7 +134,7 @@ def busy(trace: Any, number: int) -> float:
 
 
 def lines(trace: Any) -> Iterator[tuple[int, Any]]:
-    """The lines of a trace with what ran on devices, each with the number of its device."""
+    """Yield the lines of a trace with what ran on devices, each with the number of its device."""
     for plane in trace.planes:
         if found := _PLANE.match(plane.name):
             for line in plane.lines:
@@ -143,7 +143,7 @@ def lines(trace: Any) -> Iterator[tuple[int, Any]]:
 
 
 def union(intervals: Iterable[tuple[float, float]]) -> float:
-    """How much any of them covers."""
+    """Return how much any of them covers."""
     covered, end = 0.0, -math.inf
     for first, last in sorted(intervals):
         covered += max(last - max(first, end), 0.0)

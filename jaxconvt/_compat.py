@@ -129,10 +129,13 @@ def no_mesh() -> AbstractContextManager[Any]:
 
 
 def labelled(label: str) -> AbstractContextManager[Any]:
-    """Return a context where what is traced has a label in its program, which decides nothing."""
+    """Return a context where what is traced has a label in its program, which decides nothing.
+
+    `jax.jit` keeps what it traces there apart from what it traces elsewhere.
+    """
     from jax.experimental.xla_metadata import set_xla_metadata
 
-    scope: AbstractContextManager[Any] = set_xla_metadata(jaxconvt_call=label)
+    scope: AbstractContextManager[Any] = set_xla_metadata(jaxconvt=label)
     return scope
 
 
@@ -220,11 +223,3 @@ def trace_options() -> dict[str, Any]:
     options = make()
     options.python_tracer_level = 0
     return {"profiler_options": options}
-
-
-def traced_apart() -> AbstractContextManager[Any]:
-    """Return a context where `jax.jit` traces anew, apart from what is traced elsewhere."""
-    from jax.experimental.xla_metadata import set_xla_metadata
-
-    scope: AbstractContextManager[Any] = set_xla_metadata(jaxconvt="autotune")
-    return scope

@@ -22,9 +22,10 @@ class Explanation:
     leading axes are `gathered` and in how many `chunks` the batch is taken. The gradients are
     picked as in training, where both are taken and may share work; one alone may get another
     lowering. `reason` says why these are picked. `estimates` has, for each of the three, every
-    form that can be made: its estimated `seconds`, its bytes of intermediates (`temp_bytes`), whether
-    those are few enough (`fits`), and what the compiler makes of it (`compiled_as`). Where
-    nothing is estimated, it is empty. `both_gradients` is the estimated seconds of both gradients together.
+    form that can be made: its estimated `seconds`, its bytes of intermediates (`temp_bytes`),
+    whether those are few enough (`fits`), and what the compiler makes of it (`compiled_as`). Where
+    nothing is estimated, it is empty. `both_gradients` is the estimated seconds of both gradients
+    together.
 
     To pass a lowering's name as `implementation` pins the lowering, not its form. Only a program
     of one device has chunks. In a program divided among devices, the whole batch is taken at

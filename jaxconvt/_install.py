@@ -75,7 +75,7 @@ _blocks = [_Block()]
 
 
 def install(implementation: Implementation = "auto") -> None:
-    """Puts `jaxconvt.conv_transpose` in the place of `jax.lax.conv_transpose`, for all threads.
+    """Put `jaxconvt.conv_transpose` in the place of `jax.lax.conv_transpose`, for all threads.
 
     Flax, Haiku, Keras and stax look that function up when they are called, and so get ours.
     Equinox and much handwritten code call `jax.lax.conv_general_dilated`: it is replaced, too.
@@ -112,7 +112,7 @@ def install(implementation: Implementation = "auto") -> None:
 
 
 def uninstall() -> None:
-    """Puts back what `install` replaced, just as it was; does nothing if ours is not there.
+    """Put back what `install` replaced, just as it was; do nothing if ours is not there.
 
     It restores only what is still ours. What other code has put in the place of ours since then
     stays, and may still call ours.
@@ -133,7 +133,7 @@ def uninstall() -> None:
 
 
 def installed(implementation: Implementation = "auto") -> _Installed:
-    """`install` for a `with` block; after the block, jax.lax is as it would be without it.
+    """Install for a `with` block; after the block, jax.lax is as it would be without it.
 
     It counts for all threads. If blocks overlap, the one opened last counts. What other code puts
     in the place of ours within the block stays after it, as for `uninstall`. It decorates
@@ -159,7 +159,7 @@ def installed(implementation: Implementation = "auto") -> _Installed:
 
 
 def installed_calls() -> InstalledCalls:
-    """The calls that came to ours in the place of jax.lax's, since `install` was called last.
+    """Return the calls that came to ours in the place of jax.lax's, since the last `install`.
 
     Inside an `installed` block it has those since the block was entered. All threads count, and
     `uninstall` forgets none. A call under `jax.jit` counts once for each trace, and one outside of
@@ -192,7 +192,7 @@ def installed_calls() -> InstalledCalls:
 
 
 def _apply() -> None:
-    """Puts the last block's functions in place; where it has none, what ours replaced.
+    """Put the last block's functions in place; where it has none, what ours replaced.
 
     What others have put in the place of ours stays.
     """
@@ -206,7 +206,7 @@ def _apply() -> None:
 
 
 def _replacements(implementation: Implementation) -> Functions:
-    """Ours, of which each knows what it replaces, as jax.lax is now."""
+    """Return ours, of which each knows what it replaces, as jax.lax is now."""
     under = {name: replaced(getattr(lax, name)) for name in NAMES}
     convolution = functools.partial(
         _conv_general_dilated, implementation, under["conv_general_dilated"]
@@ -237,7 +237,7 @@ _DEFAULTS = {name: parameter.default for name, parameter in _OURS.parameters.ite
 
 
 def _conv_transpose(*args: Any, **kwargs: Any) -> Any:
-    """Ours, counted."""
+    """Call ours, and count the call."""
     out = conv_transpose(*args, **kwargs)
     given = dict(zip(_DEFAULTS, args, strict=False))
     _blocks[-1].calls.add("conv_transpose", {**_DEFAULTS, **given, **kwargs})
@@ -255,7 +255,7 @@ _OTHERS = ("window_strides", "lhs_dilation", "batch_group_count")
 def _conv_general_dilated(
     implementation: Implementation, under: Callable[..., Any], /, *args: Any, **kwargs: Any
 ) -> Any:
-    """Ours for transposed convolutions, and what it was put over for all others."""
+    """Call ours for transposed convolutions, and what it was put over for all others."""
     by_position = len(args) > _LHS_DILATION
     dilation = args[_LHS_DILATION] if by_position else kwargs.get("lhs_dilation")
     # Nearly always, and sooner said than by what follows.

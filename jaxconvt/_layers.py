@@ -32,7 +32,7 @@ class Layer(NamedTuple):
     def call(
         self, dtype: DTypeLike = "float32", *, channels_first: bool = False, batch: int = 1
     ) -> LayerCall:
-        """The layer's call, for `batch` times as many examples.
+        """Return the layer's call, for `batch` times as many examples.
 
         With `channels_first`, lhs is `NCHW` and rhs `IOHW`: spatial axes are last.
         """

@@ -12,7 +12,7 @@ Cells = tuple[str, ...]
 
 
 def wrapped(text: str, width: int = WIDTH, indent: str = "") -> list[str]:
-    """Lines of at most so many columns; all but the first are indented."""
+    """Return lines of at most so many columns; all but the first are indented."""
     return textwrap.wrap(text, width, subsequent_indent=indent, break_on_hyphens=False)
 
 
@@ -64,5 +64,5 @@ class Table(NamedTuple):
 
 
 def _left(widths: Sequence[int], gap: str) -> int:
-    """The columns that are left for words."""
+    """Return the columns that are left for words."""
     return WIDTH - sum(widths) - len(gap) * len(widths)

@@ -47,7 +47,7 @@ class InstalledCall:
         return f"{shapes}, strides {self.strides}, {self.dtype}"
 
     def made_by(self, platform: str) -> str:
-        """The implementation, and what "auto" picks."""
+        """Return the implementation, and what "auto" picks."""
         if isinstance(self.implementation, Tuning):
             return f"a Tuning of {self.implementation.device_kind}"
         if self.implementation != "auto" or self.spec is None:
@@ -99,7 +99,7 @@ class Calls:
         self._counts: dict[tuple[Any, ...], int] = {}
 
     def add(self, function: str, given: Mapping[str, Any]) -> None:
-        """One more, that was made of these arguments of `conv_transpose`."""
+        """Count one more, that was made of these arguments of `conv_transpose`."""
         try:
             key = _key(function, given)
         except (TypeError, ValueError):
@@ -117,7 +117,7 @@ class Calls:
 
 
 def _key(function: str, given: Mapping[str, Any]) -> tuple[Any, ...]:
-    """All fields of an `InstalledCall` after its count: in few steps, as each call comes by."""
+    """Return the fields of an `InstalledCall` after its count, in few steps: each call comes by."""
     lhs, rhs, spec = read({**given, "lhs": _shaped(given["lhs"]), "rhs": _shaped(given["rhs"])})
     # An array that JAX has not seen may lose half of its 64 bits there.
     seen = isinstance(lhs, (jax.Array, _compat.Tracer))
@@ -138,18 +138,18 @@ def _key(function: str, given: Mapping[str, Any]) -> tuple[Any, ...]:
 
 @cache
 def _name(dtype: Any) -> str:
-    """NumPy takes longer to say it."""
+    """Return a dtype's name, which NumPy takes longer to say."""
     name: str = dtype.name
     return name
 
 
 def _shaped(x: Any) -> Any:
-    """An array as it is; another object, which JAX makes an array of, by its shape alone."""
+    """Return an array as it is; of another object, which JAX makes an array of, its shape alone."""
     if isinstance(x, (_compat.Tracer, jax.Array, np.ndarray)):
         return x
     return jax.eval_shape(lambda: jnp.asarray(x))
 
 
 def _numbers(shape: tuple[Any, ...]) -> Shape:
-    """Symbolic sizes by their names, as those of different programs can't be compared."""
+    """Return symbolic sizes by their names, as those of different programs can't be compared."""
     return tuple([size if type(size) is int else str(size) for size in shape])

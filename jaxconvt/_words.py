@@ -11,7 +11,7 @@ LOGGER = logging.getLogger("jaxconvt")
 
 
 def show(value: Any) -> str:
-    """`repr`, in one line of at most 80 characters; a traced value by what it is."""
+    """Return the `repr`, in one line of at most 80 characters; of a traced value, what it is."""
     if isinstance(value, Tracer):
         return f"a traced value ({value.aval.str_short()})"
     try:
@@ -21,18 +21,18 @@ def show(value: Any) -> str:
 
 
 def shorten(text: str, most: int = 80) -> str:
-    """One line of at most so many characters."""
+    """Return one line of at most so many characters."""
     text = " ".join(text.split())
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def first_line(error: Exception) -> str:
-    """The type of an error, and the first line that it says."""
+    """Return the type of an error, and the first line that it says."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def of_a_file(value: Any) -> str:
-    """A hint, if what ought to be a `Tuning`, or its text, is the name of its file; or ""."""
+    """Return a hint, if what ought to be a `Tuning`, or its text, is its file's name; or ""."""
     if isinstance(value, os.PathLike) or (
         isinstance(value, str) and re.fullmatch(r"[^\n{}]*\.\w+", value)
     ):
