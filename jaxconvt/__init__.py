@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 # So pickles and notebooks name them as users do.
-for _class in (
+for _public in (
     Config,
     Estimate,
     Explanation,
@@ -41,6 +41,8 @@ for _class in (
     InstalledCalls,
     Measurement,
     Tuning,
+    Tuning.dumps,
+    Tuning.loads,
     TuningKey,
 ):
-    _class.__module__ = __name__
+    _public.__module__ = __name__
