@@ -16,8 +16,7 @@ import argparse
 import json
 import math
 import os
-import platform
-import re
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -33,17 +32,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import fit
+from benchmarks import common, fit
 from jaxconvt import _clock, _compat, _dispatch, _plan
 from jaxconvt._costs import cost_of
 from jaxconvt._explain import call_arguments
 from jaxconvt._lowerings import XLAS
-from jaxconvt._measure import machine, seconds_of
+from jaxconvt._measure import face_of, in_turn, repeated
 from jaxconvt._problem import FACES, Config
+from jaxconvt._words import first_line
 
 CALLS = 6
 ROUNDS, SECONDS = 5, 0.05
 IN_A_TRACE = 100  # programs
+LAYERS = common.RESULTS / "clocked-h200.json"  # by default, those that are in it
 
 
 class Task(NamedTuple):
@@ -72,8 +73,8 @@ def tasks(arguments: argparse.Namespace, layers: dict[str, Any]) -> Iterator[Tas
     where = {"platform": _compat.platform_of_device(device), "device": device.device_kind}
     cost = cost_of(where["platform"], where["device"])
     for dtype in arguments.dtypes:
-        for name in arguments.layers or layers:
-            problems = fit.problems_of((name, dtype), layers[name], where)
+        for name, layer in layers.items():
+            problems = fit.problems_of((name, dtype), layer, where)
             for face in arguments.faces:
                 forms = {
                     config: _plan.seconds_of(problem, config, _plan.work(problem, config), cost)
@@ -84,15 +85,6 @@ def tasks(arguments: argparse.Namespace, layers: dict[str, Any]) -> Iterator[Tas
                 for config, seconds in forms.items():
                     if config == XLAS or seconds <= most:
                         yield Task(name, dtype, face, config, seconds / min(forms.values()))
-
-
-def face_of(f: Callable[..., Any], face: str) -> Callable[..., Any]:
-    """A function of lhs, rhs and cotangent that takes two of them."""
-    if face == "value":
-        return lambda lhs, rhs, ct: f(lhs, rhs)
-    if face == "input_grad":
-        return lambda lhs, rhs, ct: jax.linear_transpose(lambda lhs: f(lhs, rhs), lhs)(ct)
-    return lambda lhs, rhs, ct: jax.linear_transpose(lambda rhs: f(lhs, rhs), rhs)(ct)
 
 
 def form_of(
@@ -139,7 +131,7 @@ class Builder:
         try:
             return Timed(task, jax.jit(function).lower(*operands).compile(self.options), operands)
         except Exception as e:  # whatever a backend may raise: it is left out
-            print(f"{task.name}: {type(e).__name__}: {str(e)[:200]}", flush=True)
+            print(f"{task.name}: {first_line(e)}", flush=True)
             return None
 
 
@@ -153,22 +145,22 @@ def filled(shapes: Sequence[tuple[int, ...]], dtype: str) -> Iterator[jax.Array]
 
 def by_the_wall(several: Sequence[Timed]) -> dict[Task, float]:
     """The same, in turn: a machine that slows down for a while is slow for all."""
-    least: dict[Task, float] = {}
-    for _ in range(ROUNDS + 1):
-        for timed in several:
-            run = partial(timed.program, *timed.operands)
-            if timed.task not in least:  # what is done once
-                least[timed.task] = seconds_of(run, jax.block_until_ready)
-            problems = max(round(SECONDS / least[timed.task]), 1)
-            seconds = seconds_of(run, jax.block_until_ready, problems)
-            least[timed.task] = min(least[timed.task], seconds)
-    return least
+    samplers = {
+        timed.task: repeated(
+            partial(timed.program, *timed.operands),
+            seconds_in_a_row=SECONDS,
+            most_in_a_row=sys.maxsize,
+        )
+        for timed in several
+    }
+    # The first two rounds show how many calls are to be in a row.
+    return {task: min(own) for task, own in in_turn(samplers, 2 + ROUNDS).items()}
 
 
 def by_the_device(several: Sequence[Timed]) -> dict[Task, float]:
     """Seconds of one call of each, of one trace."""
 
-    def problems() -> None:
+    def calls() -> None:
         for timed in several:
             for _ in range(CALLS):
                 result = timed.program(*timed.operands)
@@ -177,11 +169,9 @@ def by_the_device(several: Sequence[Timed]) -> dict[Task, float]:
     for timed in several:  # what is done once
         jax.block_until_ready(timed.program(*timed.operands))
     spans = defaultdict(list)
-    for _, line in _clock.lines(_clock.traced(problems)):
-        for event in line.events:
-            module = str(dict(event.stats).get("hlo_module", "")).split("(")[0]
-            ran = event.start_ns, event.start_ns + event.duration_ns
-            spans[module.removeprefix("jit_")].append(ran)
+    for _, event, ran in _clock.events(_clock.traced(calls)):
+        module = str(dict(event.stats).get("hlo_module", "")).split("(")[0]
+        spans[module.removeprefix("jit_")].append(ran)
     found = {timed.task: _clock.union(spans[timed.task.name]) for timed in several}
     return {task: ns * 1e-9 / CALLS for task, ns in found.items() if ns}
 
@@ -198,15 +188,36 @@ def faces(programs: Sequence[Timed]) -> list[Sequence[Timed]]:
     return list(found.values())
 
 
+def add_layers(parser: argparse.ArgumentParser) -> None:
+    """The options that say which layers, of a file."""
+    add = parser.add_argument
+    add("--layers", nargs="+", metavar="NAME", help="of those in the file; all")
+    add("--of", type=Path, default=LAYERS, metavar="FILE", help="with layers (%(default)s)")
+
+
+def layers_of(path: Path, batch_over: int) -> dict[str, Any]:
+    """Of a file, their batch divided."""
+    layers: dict[str, Any] = json.loads(path.read_text())["layers"]
+    for layer in layers.values():
+        layer["lhs"][0] //= batch_over
+    return layers
+
+
+def chosen(
+    parser: argparse.ArgumentParser, layers: dict[str, Any], names: Sequence[str] | None
+) -> dict[str, Any]:
+    """Those of these names, or all."""
+    if unknown := set(names or ()) - set(layers):
+        parser.error(f"argument --layers: there is no {', '.join(sorted(unknown))}")
+    return {name: layers[name] for name in names or layers}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__)
     add = parser.add_argument
     add("out", type=Path)
     add("--seconds", type=float, default=300)
-    add("--layers", nargs="+", metavar="NAME", help="of those in the file; all")
-    add("--of", type=Path, default=fit.RESULTS / "clocked-h200.json", help="a file with layers")
+    add_layers(parser)
     add("--batch-over", type=int, default=1, metavar="K", help="divide their batch by this")
     add("--dtypes", nargs="+", default=["float32"])
     add("--faces", nargs="+", default=FACES, choices=FACES)
@@ -215,11 +226,8 @@ def main() -> None:
     add("--options", type=json.loads, metavar="JSON", help="the compiler's, as jax.jit has them")
     arguments = parser.parse_args()
     start = time.perf_counter()
-    layers = json.loads(arguments.of.read_text())["layers"]
-    for layer in layers.values():
-        layer["lhs"][0] //= arguments.batch_over
-    if unknown := set(arguments.layers or ()) - set(layers):
-        parser.error(f"{arguments.of} has no layer {', '.join(sorted(unknown))}")
+    layers = layers_of(arguments.of, arguments.batch_over)
+    layers = chosen(parser, layers, arguments.layers)
     arguments.out.touch()  # now, not when all is timed
     likely = sorted(tasks(arguments, layers), key=lambda t: (t.config != XLAS, t.estimate))
     builder = Builder(layers, start + 0.66 * arguments.seconds, arguments.options)
@@ -235,39 +243,19 @@ def main() -> None:
             seconds |= by_the_device(part) if by_trace else by_the_wall(part)
         except _clock.NoTrace as e:
             print(f"{len(part)} programs are not timed: {e}", flush=True)
-    about = machine() | {
-        "platform": _compat.platform_of_device(device),
-        "device": device.device_kind,
-        "processor": processor(),
-        "clock": "the wall" if device.platform == "cpu" else "the device, by jax.profiler",
-        "calls": CALLS if by_trace else f"{ROUNDS} times those of {SECONDS} s",
-    }
+    about = common.about(
+        platform=_compat.platform_of_device(device),
+        clock="the device, by jax.profiler" if by_trace else "the wall",
+        calls=CALLS if by_trace else f"{ROUNDS} times those of {SECONDS} s",
+    )
     rows = [
         row(task.layer, task.face, task.dtype, task.config, each)
         for task, each in sorted(seconds.items())
     ]
     names = dict.fromkeys(row["layer"] for row in rows)
-    write(arguments.out, about, {name: layers[name] for name in names}, rows)
+    timed = {"layers": {name: layers[name] for name in names}, "rows": rows}
+    common.write(arguments.out, {"machine": about, **timed})
     print(f"{len(rows)} timings, {time.perf_counter() - start:.0f} s")
-
-
-def processor() -> str:
-    """The CPU's model, and its widest vectors."""
-    path = Path("/proc/cpuinfo")
-    text = path.read_text() if path.exists() else ""
-    model = re.search(r"model name\s*: (.*)", text)
-    widest = [name for name in ("amx_tile", "avx512f", "avx2", "asimd") if f" {name}" in text][:1]
-    return " ".join([model[1] if model else platform.processor(), *widest])
-
-
-def write(path: Path, about: Any, layers: Any, rows: Sequence[Any]) -> None:
-    """A layer a line, and a timing a line."""
-    shapes = ",\n".join(f"  {json.dumps(name)}: {json.dumps(of)}" for name, of in layers.items())
-    timings = ",\n".join(f"  {json.dumps(row)}" for row in rows)
-    path.write_text(
-        f'{{\n "machine": {json.dumps(about)},\n "layers": {{\n{shapes}\n }},\n'
-        f' "rows": [\n{timings}\n ]\n}}\n'
-    )
 
 
 if __name__ == "__main__":

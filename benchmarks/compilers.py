@@ -21,15 +21,13 @@ It prints the ratios of jax.lax's cost over each implementation's, and writes
 benchmarks/results/compiled-<device>.json. These are estimates: no clock is in them.
 """
 
-import argparse
-import json
 import math
 import os
 import re
-import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any, NamedTuple
 
 # The host's own backend is enough: nothing runs.
@@ -39,19 +37,23 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # to be run as a file, too
+
 import jax
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 import jaxconvt
+from benchmarks import common
+from benchmarks.hlo import Instruction, computations, shapes, size_of
 from jaxconvt._costs.gpu import DEVICES
 from jaxconvt._costs.gpu import of as nearest
 from jaxconvt._layers import BY_NAME, LayerCall
-from jaxconvt._measure import step
+from jaxconvt._measure import REFERENCE, face_of, step
+from jaxconvt._problem import FACES
+from jaxconvt._tuning import TITLES
 
-RESULTS = Path(__file__).parent / "results"
-REFERENCE = "jax.lax"
-MODES = ("value", "input_grad", "kernel_grad", "step")
+MODES = (*[TITLES[face] for face in FACES], "step")
 # The roofline's: of the published bandwidth and multiply-adds, and seconds to start an operation.
 REACHED = 0.78, 0.5
 START = 3e-6
@@ -98,7 +100,12 @@ class Program(NamedTuple):
 
 
 def devices(name: str, count: int = 1) -> Any:
-    """Some that are not there, for which programs can be compiled."""
+    """Some that are not there, for which programs can be compiled; of "cpu", the host's."""
+    jax.config.update("jax_platforms", "cpu")
+    if name == "cpu":
+        # Read when the first device is asked for.
+        os.environ["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={count}"
+        return jax.devices()[:count]
     if name in GPUS:
         more = {"target_config": _GPU.format(**GPUS[name]), "topology": f"1x1x{count}"}
         platform, topology = "cuda", ""
@@ -123,74 +130,20 @@ def programs(call: LayerCall, implementation: str) -> Iterator[tuple[str, Callab
     def value(lhs: Any, rhs: Any) -> Any:
         return jaxconvt.conv_transpose(lhs, rhs, implementation=name, **call.kwargs)
 
-    ct = jax.eval_shape(value, call.lhs, call.rhs)
-    yield "value", value, (call.lhs, call.rhs)
-    yield (
-        "input_grad",
-        lambda ct, rhs: jax.linear_transpose(lambda lhs: value(lhs, rhs), call.lhs)(ct)[0],
-        (ct, call.rhs),
-    )
-    yield (
-        "kernel_grad",
-        lambda lhs, ct: jax.linear_transpose(lambda rhs: value(lhs, rhs), call.rhs)(ct)[0],
-        (call.lhs, ct),
-    )
-    yield "step", step(value), (call.lhs, call.rhs, ct)
+    operands = call.lhs, call.rhs, jax.eval_shape(value, call.lhs, call.rhs)
+    for face in FACES:
+        yield TITLES[face], face_of(value, face), operands
+    yield "step", step(value), operands
 
 
 # Counting, in the text of an optimized program
 
-_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%([\w.-]+) = (\(.*?\)|\S+) ([a-z][\w-]*)\((.*)")
-_ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota"}
 _CUDNN = {
     "__cudnn$convForward": "F",
     "__cudnn$convBackwardInput": "I",
     "__cudnn$convBackwardFilter": "W",
 }
-
-
-class Instruction(NamedTuple):
-    name: str
-    type: str
-    opcode: str
-    rest: str  # operands and attributes
-
-    @property
-    def operands(self) -> list[str]:
-        return re.findall(r"%([\w.-]+)", self.rest.split(")")[0])
-
-    def attribute(self, pattern: str) -> str:
-        found = re.search(pattern, self.rest)
-        return found[1] if found else ""
-
-
-def shapes(type_: str) -> list[tuple[str, tuple[int, ...]]]:
-    """The arrays of a type."""
-    return [
-        (dtype, tuple(int(size) for size in sizes.split(",") if size))
-        for dtype, sizes in _ARRAY.findall(type_)
-    ]
-
-
-def size_of(type_: str) -> int:
-    total = 0
-    for dtype, shape in shapes(type_):
-        bits = 8 if dtype == "pred" else int(re.findall(r"\d+", dtype)[0])
-        total += math.prod(shape) * bits // 8
-    return total
-
-
-def computations(text: str) -> dict[str, list[Instruction]]:
-    """The instructions of each computation; that of the program is "ENTRY"."""
-    result: dict[str, list[Instruction]] = {}
-    for line in text.splitlines():
-        if line.endswith("{") and not line.startswith(" "):
-            head = line.split()
-            result[current := "ENTRY" if head[0] == "ENTRY" else head[0].lstrip("%")] = []
-        elif found := _INSTRUCTION.match(line):
-            result[current].append(Instruction(*found.groups()))
-    return result
 
 
 class Counter:
@@ -319,17 +272,16 @@ def line(name: str, row: dict[str, Any], implementation: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = common.parser(__doc__, BY_NAME)
     add = parser.add_argument
     add("devices", nargs="+", choices=[*GPUS, *TPUS], metavar="DEVICE",
         help=f"of {', '.join([*GPUS, *TPUS])}")  # fmt: skip
-    add("--layers", nargs="+", choices=BY_NAME, metavar="NAME", help="layers to compile (all)")
     add("--implementations", nargs="+", default=["auto"], choices=jaxconvt.IMPLEMENTATIONS)
     add("--dtype", default=None, help="float32 on GPU and bfloat16 on TPU, unless it is given")
     add("--channels-first", action="store_true", help="PyTorch's layout")
     add("--output", type=Path, help="instead of benchmarks/results/compiled-<device>.json")
     arguments = parser.parse_args()
-    layers = [BY_NAME[name] for name in arguments.layers or BY_NAME]
+    layers = [BY_NAME[name] for name in arguments.layers]
     for name in arguments.devices:
         dtype = arguments.dtype or ("float32" if name in GPUS else "bfloat16")
         variant = dtype + ("-nchw" if arguments.channels_first else "")
@@ -346,13 +298,13 @@ def main() -> None:
                 ratios = {layer: ratio(row, mode, implementation) for layer, row in rows.items()}
                 worst = min(ratios, key=lambda layer: ratios[layer])
                 print(
-                    f"{implementation}, {mode}: {statistics.geometric_mean(ratios.values()):.2f} "
+                    f"{implementation}, {mode}: {geometric_mean(ratios.values()):.2f} "
                     f"in geometric mean, least {ratios[worst]:.2f} ({worst})"
                 )
-        path = arguments.output or RESULTS / f"compiled-{name}.json"
-        tables = json.loads(path.read_text()) if path.exists() else {}
+        path = arguments.output or common.RESULTS / f"compiled-{name}.json"
+        tables = common.load(path)
         tables[variant] = {"jax": jax.__version__, "layers": rows}
-        path.write_text(json.dumps(tables, indent=1) + "\n")
+        common.write(path, tables, depth=3)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ the report of `compilers.py`, and its cycles are written as seconds of a v5e. Fo
 file are left as they are. One whose compilation takes over `--seconds` is printed, and left out.
 """
 
-import argparse
-import json
 import math
 import multiprocessing
 import os
@@ -26,12 +24,13 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import numpy as np
 
-from benchmarks import clock, compilers, fit
+from benchmarks import clock, common, compilers, fit
 from jaxconvt import _geometry, _plan
 from jaxconvt._costs.tpu import CYCLE
 from jaxconvt._layers import Layer
-from jaxconvt._measure import machine
+from jaxconvt._measure import face_of, machine
 from jaxconvt._problem import Config
+from jaxconvt._words import first_line
 
 DTYPE = "bfloat16"
 KEYS = "layer", "face", "lowering", "gathered", "chunks"  # of a row, which has one dtype
@@ -122,7 +121,7 @@ def tasks(layers: dict[str, Any], where: dict[str, Any]) -> Iterator[Task]:
 def program(task: Task, target: Any) -> compilers.Program:
     form, lhs, rhs = clock.form_of((task.name, DTYPE), task.layer, task.config)
     operands = lhs, rhs, jax.eval_shape(form, lhs, rhs)
-    text = compilers.compiled(clock.face_of(form, task.face), operands, target)
+    text = compilers.compiled(face_of(form, task.face), operands, target)
     return compilers.count(text, "v5e")
 
 
@@ -134,7 +133,7 @@ def work(device: str, pipe: Connection) -> None:
         try:
             pipe.send(1e3 * program(task, target).cost)
         except Exception as e:  # whatever the compiler may raise: it is left out
-            pipe.send(f"{type(e).__name__}: {str(e)[:200]}")
+            pipe.send(first_line(e))
         jax.clear_caches()  # compiled programs pile up
 
 
@@ -170,19 +169,16 @@ def rows(results: Sequence[tuple[Task, float]]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__)
     add = parser.add_argument
     add("device", choices=compilers.TPUS)
     add("--output", type=Path, help="instead of benchmarks/results/cycles-<device>.json")
-    add("--of", type=Path, default=fit.RESULTS / "clocked-h200.json", help="a file with layers")
-    add("--layers", nargs="+", metavar="NAME", help="of those in the file; all")
+    clock.add_layers(parser)
     add("--random", type=int, default=25, help="layers that are drawn, too")
     add("--seconds", type=float, default=60, help="for one form, at most")
     add("--processes", type=int, default=2)
     arguments = parser.parse_args()
-    path = arguments.output or fit.RESULTS / f"cycles-{arguments.device}.json"
+    path = arguments.output or common.RESULTS / f"cycles-{arguments.device}.json"
     (target,) = compilers.devices(arguments.device)
     about = {key: machine()[key] for key in ("jaxconvt", "jax", "jaxlib")} | {
         "platform": "tpu",
@@ -190,13 +186,9 @@ def main() -> None:
         "compiler": target.client.platform_version.splitlines()[-1],
         "clock": "the compiler's estimate",
     }
-    layers = json.loads(arguments.of.read_text())["layers"]
-    for name, layer in layers.items():
-        n, *rest = layer["lhs"]
-        layers[name] = {**layer, "lhs": [n // BATCH, *rest]}
-    layers |= drawn(arguments.random)
-    layers = {name: layers[name] for name in arguments.layers or layers}
-    before = json.loads(path.read_text()) if path.exists() else {"layers": {}, "rows": []}
+    layers = clock.layers_of(arguments.of, BATCH) | drawn(arguments.random)
+    layers = clock.chosen(parser, layers, arguments.layers)
+    before = common.load(path) or {"layers": {}, "rows": []}
     known = {tuple([row[key] for key in KEYS]) for row in before["rows"]}
     left = [
         task for task in tasks(layers, about) if (task.name, task.face, *task.config) not in known
@@ -209,7 +201,8 @@ def main() -> None:
                 found.append((task, result))
             if task is left[-1] or len(found) % 50 == 0:
                 both = before["layers"] | {task.name: task.layer for task, _ in found}
-                clock.write(path, about, both, [*before["rows"], *rows(found)])
+                all_rows = [*before["rows"], *rows(found)]
+                common.write(path, {"machine": about, "layers": both, "rows": all_rows})
 
 
 if __name__ == "__main__":

@@ -7,20 +7,19 @@ devices (of four TPUs), and nothing is run. GPUs and TPUs need not be there: see
 An entry counts the collectives of one device's program, with the bytes that they return.
 """
 
-import argparse
-import os
 import sys
-from collections import Counter
+from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, str(Path(__file__).parents[1]))  # to be run as a file, too
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from benchmarks import compilers
+from benchmarks import common, compilers
+from benchmarks.hlo import KINDS, exchanged
 from jaxconvt import conv_transpose
 
 LHS, RHS = (16, 64, 64, 128), (4, 4, 128, 64)
@@ -39,18 +38,10 @@ DIVISIONS = {
     "images, the kernel by the same axes": (P(AB), P(None, None, AB)),
     "channels in and out": (P(None, None, None, "a"), P(None, None, "a", "b")),
 }
-KINDS = {
-    "all-reduce": "sum",
-    "reduce-scatter": "sum of parts",
-    "all-gather": "gather",
-    "all-to-all": "all to all",
-    "collective-permute": "permute",
-}
 
 
 def mesh(name: str) -> Mesh:
-    devices = jax.devices() if name == "cpu" else compilers.devices(name, 8)
-    return Mesh(np.array(devices).reshape(2, -1), AB)
+    return Mesh(np.array(compilers.devices(name, 8)).reshape(2, -1), AB)
 
 
 def program(implementation: str, division: str, over: Mesh) -> str:
@@ -74,21 +65,6 @@ def program(implementation: str, division: str, over: Mesh) -> str:
     return text
 
 
-def exchanged(text: str) -> dict[str, tuple[int, int]]:
-    """By kind of collective, how many there are in a program, and the bytes that they return."""
-    found: Counter[str] = Counter()
-    moved: Counter[str] = Counter()
-    for instructions in compilers.computations(text).values():
-        for instruction in instructions:
-            kind = instruction.opcode.removesuffix("-start")
-            if kind in KINDS:
-                found[kind] += 1
-                size = compilers.size_of(instruction.type)
-                # What is started returns its operand, too.
-                moved[kind] += size // 2 if instruction.opcode.endswith("-start") else size
-    return {kind: (found[kind], moved[kind]) for kind in KINDS if kind in found}
-
-
 def entry(text: str) -> str:
     parts = [
         f"{count} {KINDS[kind]} {size / 2**20:.3g}"
@@ -98,13 +74,9 @@ def entry(text: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common.parser(__doc__)
     parser.add_argument("device", choices=("cpu", *compilers.GPUS, *compilers.TPUS))
     name = parser.parse_args().device
-    jax.config.update("jax_platforms", "cpu")
-    if name == "cpu":  # read when the first device is asked for
-        devices = "--xla_force_host_platform_device_count=8"
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}"
     over = mesh(name)
     print(f"lhs {LHS}, rhs {RHS}, {ARGUMENTS}, mesh {dict(over.shape)}, {name}, MiB\n")
     print("| divided | jax.lax | auto |\n|---|---|---|")

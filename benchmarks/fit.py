@@ -28,7 +28,6 @@ What it prints is to be pasted over the constants in `jaxconvt/_costs/`: `RATES`
 and of a CPU `RATES` before jaxlib 0.11, `RATES_0_11` from it on. One set serves all CPUs.
 """
 
-import argparse
 import dataclasses
 import itertools
 import json
@@ -38,9 +37,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import geometric_mean
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from benchmarks import common
+from benchmarks.common import RESULTS
 from jaxconvt import _plan, _spec
 from jaxconvt._costs import Cost, cost_of, cpu, gpu, tpu
 from jaxconvt._explain import call_arguments
@@ -48,7 +50,6 @@ from jaxconvt._layers import BY_NAME, Layer, LayerCall
 from jaxconvt._lowerings import XLAS
 from jaxconvt._problem import Config, Problem, Work
 
-RESULTS = Path(__file__).parent / "results"
 FILES = sorted([*RESULTS.glob("clocked-*.json"), *RESULTS.glob("cycles-*.json")])
 CLOSE = 1.5  # times the clock
 
@@ -206,16 +207,13 @@ def regrets(cost: Cost, timings: Sequence[Timing]) -> list[Regret]:
     return result
 
 
-def mean(values: Sequence[float]) -> float:
-    return math.exp(statistics.fmean(map(math.log, values))) if values else math.nan
-
-
 def told(regret: Sequence[Regret]) -> str:
     known = [r for r in regret if r.ratio]
     if not known:
         return "of no face were several forms timed"
     worst = max(known, key=lambda r: r.ratio or 0)
-    text = f"geometric mean {mean([r.ratio or 0 for r in known]):.3f}, worst {worst.ratio:.2f}"
+    mean = geometric_mean([r.ratio or 0 for r in known])
+    text = f"geometric mean {mean:.3f}, worst {worst.ratio:.2f}"
     text += f" ({worst.layer} {worst.face} {worst.dtype}, {worst.pick}), of {len(known)}"
     return text + f"; {len(regret) - len(known)} picks were not timed"
 
@@ -231,7 +229,7 @@ def report(cost: Cost, timings: Sequence[Timing], verbose: bool) -> None:
             print(f" {t.seconds * 1e6:9.1f} us, estimated {ratio:6.2f} times")
     print("lowering   face  timings  within 1.5  geometric mean")
     for (name, face), each in sorted(ratios.items()):
-        print(f"{name:10} {face:5} {len(each):7} {close(each):11.0%} {mean(each):15.2f}")
+        print(f"{name:10} {face:5} {len(each):7} {close(each):11.0%} {geometric_mean(each):15.2f}")
     regret = regrets(cost, timings)
     if verbose:
         for r in regret:
@@ -271,7 +269,8 @@ def compared(cost: Cost, timings: Sequence[Timing], path: Path) -> None:
                 where = name, pick.dtype, group(pick), pick.problem.face
                 ratios[where].append((seconds / pick.seconds, pick.layer))
     for key, each in sorted(ratios.items()):
-        text = f"{mean([ratio for ratio, _ in each]):6.2f} ({min(each)[0]:.2f}) of {len(each)}"
+        mean = geometric_mean([ratio for ratio, _ in each])
+        text = f"{mean:6.2f} ({min(each)[0]:.2f}) of {len(each)}"
         slower = [f"{layer} {ratio:.2f}" for ratio, layer in sorted(each) if ratio < 0.95]
         print(f"{key[0]} over auto, {key[1]:8} {key[2]:12} {key[3]:4} {text}", *slower, sep="; ")
 
@@ -290,9 +289,7 @@ def left_out(of: Platform, timings: Sequence[Timing]) -> list[Regret]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__)
     add = parser.add_argument
     add("files", nargs="*", type=Path, metavar="FILE", help="those in benchmarks/results")
     add("--check", action="store_true", help="fit nothing")

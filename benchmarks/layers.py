@@ -43,10 +43,8 @@ agree, otherwise 1.
 """
 
 import argparse
-import datetime
 import importlib.util
 import itertools
-import json
 import math
 import os
 import re
@@ -56,10 +54,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 # JAX would otherwise take most of a GPU's memory, and leave torch none.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+sys.path.insert(0, str(Path(__file__).parents[1]))  # to be run as a file, too
 
 import jax
 import jax.numpy as jnp
@@ -67,37 +67,40 @@ import numpy as np
 from jax import lax
 
 import jaxconvt
+from benchmarks import common
 from jaxconvt._clock import Clock
 from jaxconvt._explain import call_arguments
-from jaxconvt._layers import BY_NAME, LAYERS, Layer, LayerCall
+from jaxconvt._layers import BY_NAME, Layer, LayerCall
 from jaxconvt._measure import (
     REFERENCE,
-    TOLERANCES,
     VERY_SLOW,
     Sampler,
     called,
     cores,
-    geometric_mean,
+    difference,
+    face_of,
     in_turn,
     instructions,
     least_of,
-    machine,
     positive,
     repeated,
     runs_of,
+    step,
+    timed,
+    tolerance,
 )
+from jaxconvt._problem import FACES
 from jaxconvt._reference import flip_and_swap
 from jaxconvt._spec import Spec
 from jaxconvt._tuning import CLOCKS, DEVICE, WALL
+from jaxconvt._words import first_line
 
 Fn = Callable[..., Any]
 Row = dict[str, Any]
 
-RESULTS = Path(__file__).parent / "results"
 MODES = ("forward", "input_grad", "kernel_grad", "step")
 STUFFED, FLOOR, TORCH, TUNED = "zero-stuffed", "gemm", "torch", "autotune"
 SINGLE = tuple(name for name in jaxconvt.IMPLEMENTATIONS if name != "auto")
-COMPILED = (REFERENCE, *jaxconvt.IMPLEMENTATIONS, STUFFED, FLOOR)
 BATCH = 8
 VARIANTS: dict[str, dict[str, Any]] = {
     "float32": {},
@@ -162,22 +165,12 @@ def functions(call: LayerCall, spec: Spec, tune: bool = False) -> dict[str, Fn]:
 
 
 def in_mode(f: Fn, mode: str) -> Fn:
-    """The function of lhs, rhs and cotangent that a mode times; XLA drops what it leaves out."""
+    """The function of lhs, rhs and cotangent that a mode times."""
+    return step(f) if mode == "step" else face_of(f, FACES[MODES.index(mode)])
 
-    def forward(lhs: jax.Array, rhs: jax.Array, ct: jax.Array) -> Any:
-        return (f(lhs, rhs),)
 
-    def lhs_gradient(lhs: jax.Array, rhs: jax.Array, ct: jax.Array) -> Any:
-        return jax.linear_transpose(lambda x: f(x, rhs), lhs)(ct)
-
-    def rhs_gradient(lhs: jax.Array, rhs: jax.Array, ct: jax.Array) -> Any:
-        return jax.linear_transpose(lambda y: f(lhs, y), rhs)(ct)
-
-    def step(lhs: jax.Array, rhs: jax.Array, ct: jax.Array) -> Any:
-        out, vjp = jax.vjp(f, lhs, rhs)
-        return (out, *vjp(ct))
-
-    return dict(zip(MODES, (forward, lhs_gradient, rhs_gradient, step), strict=True))[mode]
+def executable(f: Fn, operands: Sequence[Any]) -> Any:
+    return jax.jit(f).lower(*operands).compile()
 
 
 def floor(call: LayerCall, spec: Spec) -> tuple[Fn, tuple[jax.Array, jax.Array]]:
@@ -214,14 +207,13 @@ def medians(
     return {name: float(f"{statistics.median(own):.4g}") for name, own in times.items()}
 
 
-def disagreement(got: Iterable[Any], expected: Iterable[np.ndarray], tolerance: float) -> str:
+def disagreement(got: Iterable[Any], expected: Iterable[np.ndarray], most: float) -> str:
     """What is wrong with results, if anything."""
     for x, y in zip(got, expected, strict=True):
-        x = np.asarray(x, np.float32)
         if x.shape != y.shape:
             return f"shape {x.shape} for {y.shape}"
-        error = float(np.max(np.abs(x - y), initial=0.0) / np.max(np.abs(y), initial=1e-30))
-        if not error <= tolerance:  # nor NaN
+        error = difference(np.asarray(x, np.float32), y)
+        if error > most:
             return f"error {error:.2g} of the largest magnitude"
     return ""
 
@@ -389,7 +381,7 @@ def measure(
     ]
     expected, seconds_once = [], {}
     for mode in MODES[:3]:
-        compiled = jax.jit(in_mode(reference, mode)).lower(*arrays).compile()
+        compiled = executable(in_mode(reference, mode), arrays)
         results, sample = called(partial(compiled, *arrays))
         expected += [np.asarray(x) for x in results]
         # The lesser of two, as one call may be held up.
@@ -408,12 +400,12 @@ def measure(
     fs = functions(call, spec, tune)
     operands = [jnp.asarray(a, dtype) for a in arrays]
     size = sum(math.prod(a.shape) for a in arrays) * call.lhs.dtype.itemsize
-    tolerance = TOLERANCES[dtype][on_gpu]
+    most = tolerance(dtype, not on_gpu)
     row: Row = {
         "layer": layer.name,
         "lhs": call.lhs.shape,
         "rhs": call.rhs.shape,
-        "choices": {
+        "configs": {
             title: str(config)
             for title, config in jaxconvt.explain(call.lhs, call.rhs, **call.kwargs).configs.items()
         },
@@ -434,7 +426,7 @@ def measure(
         try:
             torch_ = torch_entries(call, spec, arrays, on_gpu)
         except RuntimeError as e:  # what torch raises for layers that it lacks
-            fail(TORCH, "all", " ".join(str(e).split())[:200])
+            fail(TORCH, "all", first_line(e))
     compiled: Any
     torch_clock = Clock(jax.devices()[0])  # its own, as traces of JAX may lack torch's kernels
     for mode in MODES:
@@ -445,7 +437,7 @@ def measure(
         row["temp_bytes"][mode] = {}
 
         def check(name: str, got: Any, expected: Any, mode: str = mode) -> None:
-            if problem := disagreement(got, expected, tolerance):
+            if problem := disagreement(got, expected, most):
                 fail(name, mode, problem)
 
         for name, f in fs.items():
@@ -453,10 +445,8 @@ def measure(
             if (capped and name in (REFERENCE, "dilated")) or (options and name == STUFFED):
                 continue
             try:
-                start = time.perf_counter()
-                compiled = jax.jit(in_mode(f, mode)).lower(*operands).compile()
+                compiled, took = timed(partial(executable, in_mode(f, mode), operands))
                 if mode == "step":  # the last one, so that JAX's own caches are warm
-                    took = time.perf_counter() - start
                     row["compile_seconds"][name] = float(f"{took:.4g}")
                 text = instructions(compiled) or name
                 if text not in programs:
@@ -467,17 +457,15 @@ def measure(
                     analysis = compiled.memory_analysis()
                     programs[text] = name, analysis and analysis.temp_size_in_bytes
                     samplers[name] = sampler
-                    on_device[name] = repeated(
-                        partial(compiled, *operands), jax.block_until_ready, clock
-                    )
+                    on_device[name] = repeated(partial(compiled, *operands), by=clock)
                 same[name], row["temp_bytes"][mode][name] = programs[text]
             except Exception as e:  # whatever a backend may raise: the others still count
-                fail(name, mode, f"{type(e).__name__}: {' '.join(str(e).split())[:200]}")
+                fail(name, mode, first_line(e))
         if mode == "forward":
             f, xy = floor(call, spec)
-            compiled = jax.jit(f).lower(*xy).compile()
+            compiled = executable(f, xy)
             _, samplers[FLOOR] = called(partial(compiled, *xy))
-            on_device[FLOOR] = repeated(partial(compiled, *xy), jax.block_until_ready, clock)
+            on_device[FLOOR] = repeated(partial(compiled, *xy), by=clock)
             same[FLOOR] = FLOOR
         for name, modes in torch_.items():
             compute, wait, convert = modes[mode]
@@ -486,13 +474,13 @@ def measure(
             samplers[name] = sampler if on_gpu else settled(sampler)
             on_device[name] = repeated(compute, wait, torch_clock)
             same[name] = name
-        timed = medians(samplers, budget, runs, run)
-        row["wall_seconds"][mode] = {name: timed[program_of] for name, program_of in same.items()}
+        found = medians(samplers, budget, runs, run)
+        row["wall_seconds"][mode] = {name: found[program_of] for name, program_of in same.items()}
         if clock.name == DEVICE:
-            timed = medians(on_device, budget, runs, run)
+            found = medians(on_device, budget, runs, run)
             untraced = () if torch_clock.name == DEVICE else torch_
             row["seconds"][mode] = {
-                name: timed[program_of] for name, program_of in same.items() if name not in untraced
+                name: found[program_of] for name, program_of in same.items() if name not in untraced
             }
     row["clock"] = DEVICE
     return row if clock.name == DEVICE else by_the_wall_clock(row)
@@ -536,7 +524,7 @@ def merged(rows: Sequence[Row]) -> Row:
 # Summaries
 
 
-def seconds_of(row: Row, mode: str, name: str) -> float | None:
+def entry_seconds(row: Row, mode: str, name: str) -> float | None:
     """An entry's seconds; those of torch's faster layout; those of the best implementation."""
     seconds = row["seconds"][mode]
     if name == TORCH:
@@ -551,7 +539,7 @@ def ratios(rows: Iterable[Row], mode: str, over: str, under: str = "auto") -> di
     """By layer, one entry's time over another's, where both were measured."""
     result = {}
     for row in rows:
-        a, b = seconds_of(row, mode, over), seconds_of(row, mode, under)
+        a, b = entry_seconds(row, mode, over), entry_seconds(row, mode, under)
         if a and b:
             result[row["layer"]] = a / b
     return result
@@ -560,7 +548,7 @@ def ratios(rows: Iterable[Row], mode: str, over: str, under: str = "auto") -> di
 Figures = Callable[[Iterable[Row]], dict[str, float]]  # of each layer that has one
 
 
-def mean(rows: Sequence[Row], figures: Figures) -> tuple[float, ...]:
+def mean_of_runs(rows: Sequence[Row], figures: Figures) -> tuple[float, ...]:
     """The geometric mean over the layers: its median over the runs, and its least and most.
 
     It is one figure if the rows don't say what each run measured.
@@ -581,7 +569,7 @@ def mean_and_worst(rows: Sequence[Row], figures: Figures, least: bool = True) ->
     if not values:
         return "not measured"
     worst = (min if least else max)(values, key=lambda name: values[name])
-    text = mean_text(mean(rows, figures))
+    text = mean_text(mean_of_runs(rows, figures))
     return f"{text:26}worst {values[worst]:6.2f} {worst:18}  ({len(values)} layers)"
 
 
@@ -590,7 +578,7 @@ def step_over_parts(rows: Iterable[Row]) -> dict[str, float]:
     return {
         row["layer"]: seconds[-1] / sum(seconds[:-1])
         for row in rows
-        if all(seconds := [seconds_of(row, mode, "auto") or 0.0 for mode in MODES])
+        if all(seconds := [entry_seconds(row, mode, "auto") or 0.0 for mode in MODES])
     }
 
 
@@ -648,7 +636,7 @@ def summary(variant: str, tables: dict[str, Any]) -> str:
 
         def over_plain(rows: Iterable[Row], mode: str, name: str) -> dict[str, float]:
             pairs = {
-                row["layer"]: [seconds_of(r, mode, name) for r in (row, before[row["layer"]])]
+                row["layer"]: [entry_seconds(r, mode, name) for r in (row, before[row["layer"]])]
                 for row in rows
                 if row["layer"] in before
             }
@@ -668,7 +656,7 @@ def line(row: Row, mode: str) -> str:
     names = (REFERENCE, *jaxconvt.IMPLEMENTATIONS, TUNED, STUFFED, TORCH, FLOOR)
     cells = ""
     for name in names:
-        seconds = seconds_of(row, mode, name)
+        seconds = entry_seconds(row, mode, name)
         cells += f"{seconds * 1e3:11.3f}" if seconds else f"{'-':>11}"
     over = ratios([row], mode, REFERENCE).get(row["layer"])
     return f"{mode:19}{cells}{f'{over:8.2f}x' if over else ''}"
@@ -677,55 +665,14 @@ def line(row: Row, mode: str) -> str:
 # Machines
 
 
-def processor() -> str:
-    """The CPU's name, and the most that it says it has of vectors: names alone may hide a lot."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            pairs = [line.split(":", 1) for line in file if ":" in line]
-        about = {key.strip(): value.strip() for key, value in pairs}
-        flags = about.get("flags", "").split()
-        vectors = [name for name in ("amx_bf16", "avx512f", "avx2") if name in flags][:1]
-        return ", ".join([about["model name"], *vectors])
-    except (OSError, KeyError):
-        import platform
-
-        return platform.processor() or platform.machine()
-
-
-def describe_machine(torch_version: str) -> dict[str, Any]:
-    about = {**machine(), "cpu": processor()}
-    if torch_version:
-        about["torch"] = torch_version
-    about["date"] = datetime.date.today().isoformat()
-    return about
-
-
 def default_output(about: dict[str, Any]) -> Path:
-    name = about["device"] if about["backend"] != "cpu" else f"{about['cpu']} {cores()} cores"
-    return RESULTS / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".json")
-
-
-def load(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def dump(tables: dict[str, Any], path: Path) -> None:
-    """Writes the tables as JSON, a row a line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    texts = []
-    for variant, table in tables.items():
-        rows = ",\n  ".join(map(json.dumps, table["rows"]))
-        machine = json.dumps(table["machine"])
-        texts.append(f'{json.dumps(variant)}: {{\n "machine": {machine},\n "rows": [\n  {rows}]}}')
-    path.write_text("{" + ",\n".join(texts) + "}\n")
+    name = about["device"] if about["backend"] != "cpu" else f"{about['processor']} {cores()} cores"
+    return common.RESULTS / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".json")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__, BY_NAME)
     add = parser.add_argument
-    add("--layers", nargs="+", metavar="NAME", choices=BY_NAME, help="layers to run (all)")
     add("--variant", nargs="+", choices=VARIANTS, default=["float32"], help="tables (float32)")
     add("--transpose-kernel", action="store_true", help="measure transpose_kernel=True too")
     add("--torch", action=argparse.BooleanOptionalAction, help="measure torch (if installed)")
@@ -741,15 +688,15 @@ def main() -> int:
     torch_version = "" if arguments.torch is False else set_up_torch(jax.default_backend() != "cpu")
     if arguments.torch and not torch_version:
         parser.error("argument --torch: there is no torch for this backend")
-    about = describe_machine(torch_version)
+    about = common.about(torch=torch_version)
     path = arguments.output or default_output(about)
-    tables = load(path)
+    tables = common.load(path)
     if arguments.summary:
         print("\n\n".join(summary(variant, tables) for variant in tables))
         return 0
 
     print(", ".join(f"{key} {value}" for key, value in about.items()))
-    layers = [BY_NAME[name] for name in arguments.layers] if arguments.layers else LAYERS
+    layers = [BY_NAME[name] for name in arguments.layers]
     kernels = ("", KERNEL) if arguments.transpose_kernel else ("",)
     variants = [variant + kernel for variant in arguments.variant for kernel in kernels]
     failed, clock = False, Clock(jax.devices()[0])
@@ -783,7 +730,8 @@ def main() -> int:
                 print(f"WRONG RESULTS: {what}", flush=True)
             rows = [kept[name] for name in BY_NAME if name in kept]
             tables[variant] = {"machine": about, "rows": rows}
-            dump(tables, path)  # after each layer, so that an interrupted run is not lost
+            # After each layer, so that an interrupted run is not lost.
+            common.write(path, tables, depth=3)
         print(f"\n{summary(variant, tables)}\n{time.perf_counter() - start:.0f} s", flush=True)
     print(f"\nwritten to {path}")
     return int(failed)

@@ -18,23 +18,25 @@ Writes benchmarks/results/<machine>-models.json. The exit status is 0 if all los
 within 1e-3 (on a GPU, which multiplies float32 as TF32, 1e-2), otherwise 1.
 """
 
-import argparse
-import json
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # to be run as a file, too
 
 import equinox as eqx
 import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from layers import default_output, describe_machine
 
 import jaxconvt
-from jaxconvt._measure import NOISY, clock, in_turn, spread
+from benchmarks import common
+from benchmarks.layers import default_output
+from jaxconvt._measure import NOISY, REFERENCE, in_turn, seconds_of, spread
 
 STEPS = 20
 
@@ -165,18 +167,16 @@ def compile_step(case: TuningKey, state: Any, inputs: Any, target: jax.Array) ->
 
 
 class Training:
-    """Takes a step each time that it is called, and returns its seconds."""
+    """Takes a step each time that it is called."""
 
     def __init__(self, step: Callable[..., Any], params: Any) -> None:
         self.step, self.params = step, params
-        self.losses: list[float] = []
+        self.losses: list[jax.Array] = []
 
-    def __call__(self) -> float:
-        start = clock()
-        self.params, loss = jax.block_until_ready(self.step(self.params))
-        seconds = clock() - start
-        self.losses.append(float(loss))
-        return seconds
+    def __call__(self) -> Any:
+        self.params, loss = self.step(self.params)
+        self.losses.append(loss)
+        return self.params
 
 
 def measure(case: TuningKey) -> dict[str, Any]:
@@ -188,18 +188,19 @@ def measure(case: TuningKey) -> dict[str, Any]:
     )
     target = jnp.tanh(random(out.shape))
 
-    steps = {"jax.lax": compile_step(case, state, inputs, target)}
+    steps = {REFERENCE: compile_step(case, state, inputs, target)}
     with jaxconvt.installed():
         steps["jaxconvt"] = compile_step(case, state, inputs, target)
 
     trainings = {name: Training(step, state["params"]) for name, step in steps.items()}
+    samplers = {name: partial(seconds_of, training) for name, training in trainings.items()}
     # The first call, which warms caches, does not count.
-    times = {name: t[1:] for name, t in in_turn(trainings, STEPS, STEPS, 0.0).items()}
-    losses = {name: training.losses for name, training in trainings.items()}
+    times = {name: t[1:] for name, t in in_turn(samplers, STEPS).items()}
+    losses = {name: list(map(float, training.losses)) for name, training in trainings.items()}
     before, after = [training.params for training in trainings.values()]
     apart = norm(jax.tree.map(jnp.subtract, before, after))
     moved = norm(jax.tree.map(jnp.subtract, before, state["params"]))
-    pairs = zip(losses["jax.lax"], losses["jaxconvt"], strict=True)
+    pairs = zip(losses[REFERENCE], losses["jaxconvt"], strict=True)
     return {
         "parameters": sum(x.size for x in jax.tree.leaves(state["params"])),
         "output": out.shape,
@@ -212,14 +213,12 @@ def measure(case: TuningKey) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__)
     parser.add_argument("--models", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--output", type=Path, metavar="FILE")
     arguments = parser.parse_args()
 
-    about = {**describe_machine(""), "flax": flax.__version__}
+    about = common.about(flax=flax.__version__)
     path = arguments.output or default_output(about)
     if not arguments.output:
         path = path.with_name(f"{path.stem}-models.json")
@@ -238,10 +237,7 @@ def main() -> int:
             f"{row['parameters_apart']:.1e}",
             flush=True,
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    texts = [f"{json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items()]
-    models = ",\n  ".join(texts)
-    path.write_text(f'{{"machine": {json.dumps(about)},\n "models": {{\n  {models}}}}}\n')
+    common.write(path, {"machine": about, "models": rows})
     print(f"\nwritten to {path}")
     tolerance = 1e-3 if jax.default_backend() == "cpu" else 1e-2
     # Not "greater than", which a NaN is not.

@@ -14,9 +14,7 @@ The exit status is 0 if the targets are met: eager at most 0.6 of jax.lax's, tra
 most 0.9 (calls that differ have none), import at most 20 ms.
 """
 
-import argparse
 import itertools
-import json
 import os
 import statistics
 import subprocess
@@ -24,18 +22,23 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from operator import truediv
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # to be run as a file, too
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from benchmarks import common
 from jaxconvt import conv_transpose
-from jaxconvt._measure import in_turn, machine, seconds_of
+from jaxconvt._measure import REFERENCE, in_turn, seconds_of
 
-FUNCTIONS = {"jax.lax": lax.conv_transpose, "jaxconvt": conv_transpose}
+FUNCTIONS = {REFERENCE: lax.conv_transpose, "jaxconvt": conv_transpose}
 EAGER_TARGET, TRACING_TARGET, IMPORT_TARGET = 0.6, 0.9, 0.020
 CALLS_PER_TRACE = 50
+WARM = 3  # rounds
 
 _IMPORT = (
     "import time, jax; t = time.perf_counter(); import jaxconvt; print(time.perf_counter() - t)"
@@ -43,19 +46,15 @@ _IMPORT = (
 _new_size = itertools.count(4)
 
 
-def operands(n: int, size: int = 2) -> tuple[jax.Array, jax.Array]:
-    return jnp.ones((1, *(size,) * n, 2)), jnp.ones((*(2,) * n, 2, 2))
-
-
 def turns(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
     """Seconds of each function, called in turn."""
     samplers = {name: partial(seconds_of, f) for name, f in functions.items()}
-    times = in_turn(samplers, repeats + 3, repeats + 3, 0.0)
-    return {name: t[3:] for name, t in times.items()}  # but for what warms caches
+    times = in_turn(samplers, WARM + repeats)
+    return {name: t[WARM:] for name, t in times.items()}
 
 
 def eager(n: int, repeats: int, **kwargs: Any) -> dict[str, list[float]]:
-    lhs, rhs = operands(n)
+    lhs, rhs = jnp.ones((1, *(2,) * n, 2)), jnp.ones((*(2,) * n, 2, 2))
 
     def call(f: Callable[..., jax.Array]) -> None:
         f(lhs, rhs, (2,) * n, **kwargs).block_until_ready()
@@ -90,11 +89,11 @@ def import_seconds(repeats: int) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", metavar="FILE", help="also write the figures to FILE")
+    parser = common.parser(__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     arguments = parser.parse_args()
 
-    about = machine()
+    about = common.about()
     print("JAX {jax}, Python {python}, {system}, {cores} cores, {backend}".format(**about))
     print(f"\n{'':50}{'jax.lax':>12}{'jaxconvt':>12}{'ratio':>8}{'target':>8}")
     rows = []
@@ -112,7 +111,7 @@ def main() -> int:
         ):
             case = f"{kind}, {n}-D, {padding}" + ", transpose_kernel" * transpose_kernel
             seconds = {name: statistics.median(t) for name, t in times.items()}
-            ratio = statistics.median(map(truediv, times["jaxconvt"], times["jax.lax"]))
+            ratio = statistics.median(map(truediv, times["jaxconvt"], times[REFERENCE]))
             rows.append({"case": case, "seconds": seconds, "ratio": ratio, "target": target})
             shown = "".join(f"{t * 1e6:9.1f} us" for t in seconds.values())
             print(f"{case:50}{shown}{ratio:8.2f}{target or '':>8}", flush=True)
@@ -124,9 +123,7 @@ def main() -> int:
     )
     print(f"\ntargets {'met' if met else 'MISSED'}")
     if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump({"machine": about, "rows": rows, "import_seconds": seconds}, file, indent=1)
-            file.write("\n")
+        common.write(arguments.json, {"machine": about, "rows": rows, "import_seconds": seconds})
     return 0 if met else 1
 
 

@@ -10,7 +10,6 @@ step is the sum of its three faces. The background is transparent, and its inks 
 white as well as on black.
 """
 
-import argparse
 import json
 import re
 from collections import defaultdict
@@ -24,8 +23,8 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from benchmarks import fit
-from benchmarks.layers import REFERENCE, TORCH, VARIANTS, mean, mean_text, ratios
+from benchmarks import common, fit
+from benchmarks.layers import REFERENCE, TORCH, VARIANTS, mean_of_runs, mean_text, ratios
 from jaxconvt._layers import BY_NAME
 
 INK, BARS, DIAMONDS = "#808080", "#3b8ee0", "#e8801a"
@@ -52,9 +51,9 @@ def panel(axes: Axes, rows: list[dict[str, Any]], mode: str) -> None:
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}x")
     axes.axvline(1, color=INK, linewidth=1)
     over = partial(ratios, mode=mode, over=REFERENCE)
-    title = f"{MODES[mode]}: auto {mean_text(mean(rows, over), 1, 'x')}"
+    title = f"{MODES[mode]}: auto {mean_text(mean_of_runs(rows, over), 1, 'x')}"
     if torch:
-        title += f", torch {mean_text(mean(rows, partial(over, under=TORCH)), 1, 'x')}"
+        title += f", torch {mean_text(mean_of_runs(rows, partial(over, under=TORCH)), 1, 'x')}"
     axes.set_title(title, color=INK, fontsize=10)
     axes.grid(axis="x", color=INK, alpha=0.3, linewidth=0.6)
     axes.set_axisbelow(True)
@@ -78,7 +77,7 @@ def clocked(path: Path, variant: str) -> dict[str, Any]:
         modes = {"forward": faces[name]["value"], "step": steps}
         seconds = {m: dict(zip((REFERENCE, "auto"), of, strict=True)) for m, of in modes.items()}
         rows.append({"layer": name, "seconds": seconds})
-    return {"machine": {**machine, "cpu": machine.get("processor", "CPU")}, "rows": rows}
+    return {"machine": machine, "rows": rows}
 
 
 def draw(table: dict[str, Any], variant: str, path: Path) -> None:
@@ -92,8 +91,8 @@ def draw(table: dict[str, Any], variant: str, path: Path) -> None:
     for axes, mode in zip(panels, MODES, strict=True):
         panel(axes, rows, mode)
     device = about["device"]
-    if about["backend"] == "cpu":
-        device = f"{about['cores']} cores of an {about['cpu']}"
+    if device == "cpu":
+        device = f"{about['cores']} cores of an {about['processor']}"
     torch = f", torch {about['torch']}" if "torch" in about else ""
     figure.suptitle(
         "How many times faster than jax.lax.conv_transpose\n"
@@ -114,9 +113,7 @@ def draw(table: dict[str, Any], variant: str, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--variant", choices=VARIANTS, default="float32", help="table to draw")
     arguments = parser.parse_args()

@@ -15,29 +15,28 @@ is left out: it is the program of jax.lax. Only operands have shardings; where e
 lies is the compiler's choice.
 """
 
-import argparse
-import json
-import math
-import os
-import re
-from collections import Counter
+import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # to be run as a file, too
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from benchmarks import common, compilers
+from benchmarks.hlo import exchanged
 from jaxconvt import IMPLEMENTATIONS, conv_transpose
 from jaxconvt._layers import BY_NAME, Layer
-from jaxconvt._measure import REFERENCE, machine, reference, step
+from jaxconvt._measure import REFERENCE, reference, step
 
 COUNTS = (1, 2, 4, 8)
 NAMES = (REFERENCE, *[name for name in IMPLEMENTATIONS if name != "dilated"])
 LAYERS = ("dcgan_64", "hifigan_2", "vnet")
-RESULTS = Path(__file__).parent / "results" / "scaling.json"
 
 # What grows: the axis of lhs, rhs and the output (and so the cotangent) that is divided.
 GROWING: dict[str, tuple[int | None, int | None, int | None]] = {
@@ -46,10 +45,6 @@ GROWING: dict[str, tuple[int | None, int | None, int | None]] = {
     "output channels": (None, -1, -1),
     "input channels": (-1, -2, None),
 }
-
-_COLLECTIVE = re.compile(
-    r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
-)
 
 
 def grown(layer: Layer, what: str, times: int) -> Layer:
@@ -64,19 +59,10 @@ def grown(layer: Layer, what: str, times: int) -> Layer:
     return layer._replace(lhs=(n, rows, *rest[:-1], rest[-1] * times))
 
 
-def moved(program: str) -> dict[str, int]:
-    """Bytes that the collectives of a program, all float32, return: by kind."""
-    total: Counter[str] = Counter()
-    for result, kind in _COLLECTIVE.findall(program):
-        for sizes in re.findall(r"f32\[([\d,]*)\]", result):
-            total[kind] += 4 * math.prod(int(size) for size in sizes.split(",") if size)
-    return dict(total)
-
-
-def measure(layer: Layer, name: str, what: str, count: int) -> dict[str, Any]:
-    """One device's share, if there are `count`."""
-    mesh = Mesh(np.array(jax.devices()[:count]), ("devices",))
-    layer = grown(layer, what, count)
+def measure(layer: Layer, name: str, what: str, devices: Sequence[Any]) -> dict[str, Any]:
+    """One device's share, if there are these."""
+    mesh = Mesh(np.array(devices), ("devices",))
+    layer = grown(layer, what, len(devices))
     call = layer.call()
     f = reference(layer)
     if name != REFERENCE:
@@ -93,10 +79,10 @@ def measure(layer: Layer, name: str, what: str, count: int) -> dict[str, Any]:
         "layer": layer.name,
         "growing": what,
         "implementation": name,
-        "devices": count,
+        "devices": len(devices),
         "flops": costs["flops"],
         "bytes": costs["bytes accessed"],
-        "moved": moved(program.as_text()),
+        "moved": {kind: size for kind, (_, size) in exchanged(program.as_text()).items()},
     }
 
 
@@ -109,14 +95,11 @@ def line(row: dict[str, Any], one: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", nargs="+", metavar="NAME", choices=BY_NAME, default=LAYERS)
-    parser.add_argument("--json", metavar="FILE", default=RESULTS, help="%(default)s")
+    parser = common.parser(__doc__, LAYERS)
+    path = common.RESULTS / "scaling.json"
+    parser.add_argument("--json", type=Path, metavar="FILE", default=path, help="%(default)s")
     arguments = parser.parse_args()
-    # Read when the first device is asked for.
-    devices = f"--xla_force_host_platform_device_count={COUNTS[-1]}"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}"
-    jax.config.update("jax_platforms", "cpu")
+    devices = compilers.devices("cpu", COUNTS[-1])
     print(f"{'layer':15} {'growing':16} {'':10} devices {'FLOPs':>10} {'':7} {'bytes':>10}"
           f"          moved")  # fmt: skip
     rows = []
@@ -125,12 +108,9 @@ def main() -> None:
             for name in NAMES:
                 first = len(rows)
                 for count in COUNTS:
-                    rows.append(measure(layer, name, what, count))
+                    rows.append(measure(layer, name, what, devices[:count]))
                     print(line(rows[-1], rows[first]), flush=True)
-    Path(arguments.json).parent.mkdir(exist_ok=True)
-    with open(arguments.json, "w") as file:
-        json.dump({"machine": machine(), "rows": rows}, file, indent=1)
-        file.write("\n")
+    common.write(arguments.json, {"machine": common.about(), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from statistics import geometric_mean
 from typing import Any, TypeVar
 
 import jax
@@ -28,7 +29,6 @@ from jaxconvt._measure import (
     Programs,
     compiled,
     difference,
-    geometric_mean,
     in_turn,
     least_of,
     machine,
@@ -124,7 +124,7 @@ def compare(
         "compiling": compiling.get(AUTO, compiling[REFERENCE]) / compiling[REFERENCE],
         "differs": differs,
         "difference": differences,
-        "choices": {
+        "configs": {
             title: config._asdict()
             for title, config in jaxconvt.explain(call.lhs, call.rhs, **call.kwargs).configs.items()
         },
@@ -270,7 +270,7 @@ def lines(row: dict[str, Any]) -> list[tuple[str, ...] | str]:
         for name, by in row["speedup"].items():
             cells.append(times(by[mode]) + ("~" if noisy(row, mode, name) else " "))
     cells += [times(row["compiling"]), f"{max(row['difference'][AUTO].values()):.0e}"]
-    cells.append(" ".join([short(**config) for config in row["choices"].values()]))
+    cells.append(" ".join([short(**config) for config in row["configs"].values()]))
     verdicts = [
         f"  {name} DIFFERS in {', '.join(what)}" for name, what in row["differs"].items() if what
     ]

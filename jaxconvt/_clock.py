@@ -121,10 +121,8 @@ def busy(trace: Any, number: int) -> float:
     """
     devices: dict[int, list[tuple[float, float]]] = {}
     with _its_errors():
-        for at, line in lines(trace):
-            for event in line.events:
-                ran = event.start_ns, event.start_ns + event.duration_ns
-                devices.setdefault(at, []).append(ran)
+        for at, _, ran in events(trace):
+            devices.setdefault(at, []).append(ran)
     if number not in devices and len(devices) == 1:
         (number,) = devices
     seconds = union(devices.get(number, ())) * 1e-9
@@ -133,13 +131,15 @@ def busy(trace: Any, number: int) -> float:
     return seconds
 
 
-def lines(trace: Any) -> Iterator[tuple[int, Any]]:
-    """Yield the lines of a trace with what ran on devices, each with the number of its device."""
+def events(trace: Any) -> Iterator[tuple[int, Any, tuple[float, float]]]:
+    """Yield what ran: the number of its device, the event, and from when to when in ns."""
     for plane in trace.planes:
         if found := _PLANE.match(plane.name):
             for line in plane.lines:
                 if _LINES[found[1]].match(line.name):
-                    yield int(found[2]), line
+                    for event in line.events:
+                        first = event.start_ns
+                        yield int(found[2]), event, (first, first + event.duration_ns)
 
 
 def union(intervals: Iterable[tuple[float, float]]) -> float:

@@ -45,9 +45,6 @@ SLOW = 0.25  # seconds to compile and call a program; it is not compiled and cal
 VERY_SLOW = 1.0  # seconds of a call that needs no warming
 NOISY = 1.5  # more than so much of `spread` is shown
 
-_SAMPLE = 1e-3  # about how many seconds of calls, one after the other, are one sample
-_MOST_IN_A_ROW = 50
-
 # What jax.lax.conv_transpose has no arguments for, as one writes it without jaxconvt.
 _BY_HAND: dict[str, dict[str, Any]] = {
     "bilinear_depthwise": {
@@ -74,14 +71,27 @@ _BY_HAND: dict[str, dict[str, Any]] = {
 
 
 def reference(layer: Layer) -> Fn:
-    """The layer as jax.lax computes it."""
+    """Return the layer as jax.lax computes it."""
     if layer.name in _BY_HAND:
         return partial(lax.conv_general_dilated, **_BY_HAND[layer.name])
     return partial(lax.conv_transpose, **layer.call().kwargs)
 
 
+def face_of(f: Fn, face: str) -> Fn:
+    """Return one face of `f` alone: its value, or a gradient as the transposed function.
+
+    It is a function of lhs, rhs and cotangent, and returns a tuple of one. What it leaves out of
+    the three, XLA drops.
+    """
+    if face == "value":
+        return lambda lhs, rhs, ct: (f(lhs, rhs),)
+    if face == "input_grad":
+        return lambda lhs, rhs, ct: jax.linear_transpose(lambda lhs: f(lhs, rhs), lhs)(ct)
+    return lambda lhs, rhs, ct: jax.linear_transpose(lambda rhs: f(lhs, rhs), rhs)(ct)
+
+
 def step(f: Fn) -> Fn:
-    """`f`, with its gradients for both operands."""
+    """Return `f` with its gradients for both operands."""
 
     def value_and_gradients(lhs: jax.Array, rhs: jax.Array, cotangent: jax.Array) -> Any:
         out, vjp = jax.vjp(f, lhs, rhs)
@@ -98,14 +108,14 @@ def same(a: jax.Array, b: jax.Array) -> bool:
 
 
 def program(lowered: Any) -> str:
-    """The program that XLA gets, less its name."""
+    """Return the program that XLA gets, less its name."""
     text: str = lowered.as_text()
     name, _, rest = text.partition(" attributes ")
     return rest if name.startswith("module @") else text
 
 
 def instructions(compiled: Any) -> str:
-    """A compiled program, less what it and its parts are called, and where it comes from.
+    """Return a compiled program, less what it and its parts are called, and its origin.
 
     Empty if the backend does not show it.
     """
@@ -130,7 +140,7 @@ class Programs(NamedTuple):
 
 
 def compiled(functions: Mapping[str, Fn], *args: jax.Array, by: "Clock | None" = None) -> Programs:
-    """Each function, compiled and called once.
+    """Compile and call each function once.
 
     Functions are one program if XLA gets the same, or makes the same of them. Where XLA gets the
     same, and the first of them is slow, the others are not compiled: its results are theirs.
@@ -159,16 +169,13 @@ def compiled(functions: Mapping[str, Fn], *args: jax.Array, by: "Clock | None" =
         if programs.same[name] == name:
             programs.samplers[name] = sampler
             if by:
-                programs.on_device[name] = repeated(run, jax.block_until_ready, by)
+                programs.on_device[name] = repeated(run, by=by)
     return programs
 
 
 def seconds_to_compile(function: Fn, *args: jax.Array) -> float:
-    """Of another compilation; JAX keeps programs by function, so it is of a new one."""
-    lowered = jax.jit(lambda *args: function(*args)).lower(*args)
-    start = clock()
-    lowered.compile()
-    return clock() - start
+    """Return the seconds of another compilation: of a new function, as JAX keeps programs."""
+    return timed(jax.jit(lambda *args: function(*args)).lower(*args).compile)[1]
 
 
 # The clock
@@ -177,15 +184,22 @@ def seconds_to_compile(function: Fn, *args: jax.Array) -> float:
 clock = time.perf_counter
 
 
-def seconds_of(
-    call: Callable[[], Any], wait: Callable[[Any], Any] = jax.block_until_ready, count: int = 1
-) -> float:
-    """Of one call, of so many in a row."""
+def timed(
+    call: Callable[[], T], wait: Callable[[T], Any] = jax.block_until_ready, count: int = 1
+) -> tuple[T, float]:
+    """Return what so many calls in a row return, and the seconds of one."""
     start = clock()
     for _ in range(count):
         result = call()
     wait(result)
-    return (clock() - start) / count
+    return result, (clock() - start) / count
+
+
+def seconds_of(
+    call: Callable[[], Any], wait: Callable[[Any], Any] = jax.block_until_ready, count: int = 1
+) -> float:
+    """Return the seconds of one call, of so many in a row."""
+    return timed(call, wait, count)[1]
 
 
 def called(
@@ -193,15 +207,12 @@ def called(
     wait: Callable[[Any], Any] = jax.block_until_ready,
     by: Clock = seconds_of,
 ) -> tuple[Any, Sampler]:
-    """What a call returns, and a sampler of further ones.
+    """Return what a call returns, and a sampler of further ones.
 
     The first call warms caches. It is the first sample only if it took over a second, and on CPU:
     elsewhere libraries are loaded then.
     """
-    start = clock()
-    result = call()
-    wait(result)
-    seconds = clock() - start
+    result, seconds = timed(call, wait)
     further = repeated(call, wait, by)
     counts_as_sample = seconds > VERY_SLOW and jax.default_backend() == "cpu"
 
@@ -215,15 +226,21 @@ def called(
     return result, sample
 
 
-def repeated(call: Callable[[], Any], wait: Callable[[Any], Any], by: Clock) -> Sampler:
-    """Of calls that are warm: short ones are many in a row."""
+def repeated(
+    call: Callable[[], Any],
+    wait: Callable[[Any], Any] = jax.block_until_ready,
+    by: Clock = seconds_of,
+    seconds_in_a_row: float = 1e-3,
+    most_in_a_row: int = 50,
+) -> Sampler:
+    """Return a sampler of warm calls: of as many in a row as take about so many seconds."""
     count = 1
 
     def sample() -> float:
         nonlocal count
         # Calls on a GPU are queued: a wall clock around a short one would show the queueing.
         seconds = by(call, wait, count)
-        count = max(1, min(_MOST_IN_A_ROW, int(_SAMPLE / max(seconds, 1e-9))))
+        count = max(1, min(most_in_a_row, int(seconds_in_a_row / max(seconds, 1e-9))))
         return seconds
 
     return sample
@@ -232,20 +249,21 @@ def repeated(call: Callable[[], Any], wait: Callable[[Any], Any], by: Clock) -> 
 def in_turn(
     samplers: Mapping[K, Sampler],
     least: int,
-    most: int,
-    seconds: float,
+    most: int = 0,
+    seconds: float = 0.0,
     keep: Callable[[dict[K, list[float]]], Iterable[K]] | None = None,
     seed: int = 0,
 ) -> dict[K, list[float]]:
-    """The samples of each, in rounds: each round takes one of each, in another order.
+    """Return the samples of each, in rounds: each round takes one of each, in another order.
 
     After the least number of rounds only those stay that `keep` returns. They go on for as many
-    rounds as end within so many seconds, and for the most number of rounds in all.
+    rounds as end within so many seconds, and for the most number of rounds in all. Without one
+    there are no further rounds.
     """
     times: dict[K, list[float]] = {name: [] for name in samplers}
     order = list(samplers)
     shuffled = random.Random(seed)
-    for at in range(most):
+    for at in range(max(least, most)):
         if at == least:
             start = clock()
             order = list(keep(times)) if keep else order
@@ -260,28 +278,24 @@ def in_turn(
 
 
 def least_of(runs: int) -> int:
-    """How many rounds a run must have, so that all runs have three."""
+    """Return how many rounds a run must have, so that all runs have three."""
     return -(-3 // runs)
 
 
 def spread(times: Sequence[float]) -> float:
-    """The third quartile over the first; above `NOISY`, figures are marked."""
+    """Return the third quartile over the first; above `NOISY`, figures are marked."""
     first, _, third = statistics.quantiles(times, n=4, method="inclusive")
     return third / first if first else 1.0
 
 
-def geometric_mean(values: Iterable[float]) -> float:
-    return math.exp(statistics.fmean(map(math.log, values)))
-
-
 def runs_of(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The rows as each run alone would have them; none, if a row does not say what they were."""
+    """Return the rows as each run alone would have them; none, if a row does not say."""
     runs = min([len(row.get("runs", ())) for row in rows], default=0)
     return [[{**row, **row["runs"][run]} for row in rows] for run in range(runs)]
 
 
 def positive(text: str) -> int:
-    """For command lines: a number of runs."""
+    """Read a number of runs, for command lines."""
     number = int(text)
     if number < 1:
         raise ValueError
@@ -292,7 +306,7 @@ def positive(text: str) -> int:
 
 
 def difference(a: jax.Array, b: jax.Array) -> float:
-    """The largest, of the largest magnitude in `b`; infinite if they are not comparable."""
+    """Return the largest difference, of the largest magnitude in `b`, or infinity."""
     if (a.shape, a.dtype) != (b.shape, b.dtype):
         return math.inf
     wide = np.complex128 if jnp.issubdtype(a.dtype, jnp.complexfloating) else np.float64
@@ -302,7 +316,7 @@ def difference(a: jax.Array, b: jax.Array) -> float:
 
 
 def tolerance(dtype: str, on_cpu: bool | None = None) -> float:
-    """Of any dtype: that of complex numbers is their parts', and integers are exact."""
+    """Return the tolerance of any dtype: complex numbers have their parts', integers none."""
     if on_cpu is None:
         on_cpu = jax.default_backend() == "cpu"
     known = real_part(dtype) or jnp.dtype(dtype)
@@ -312,12 +326,12 @@ def tolerance(dtype: str, on_cpu: bool | None = None) -> float:
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Return what the figures were measured on."""
     device = jax.devices()[0]
     return {
         "jaxconvt": __version__,

@@ -1,0 +1,70 @@
+"""What the scripts share: their command lines, their files, and what they say of a machine."""
+
+import argparse
+import datetime
+import json
+import platform
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from jaxconvt._layers import BY_NAME
+from jaxconvt._measure import machine
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def parser(about: str | None, layers: Iterable[str] = ()) -> argparse.ArgumentParser:
+    """Of a script with this docstring; with `--layers` of the report, if it takes some of them."""
+    result = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    if default := list(layers):
+        shown = "all" if default == list(BY_NAME) else " ".join(default)
+        result.add_argument(
+            "--layers", nargs="+", metavar="NAME", choices=BY_NAME, default=default,
+            help=f"of the report ({shown})",
+        )  # fmt: skip
+    return result
+
+
+def about(**more: Any) -> dict[str, Any]:
+    """What figures were measured on, when, and those others that are known."""
+    known = {name: value for name, value in more.items() if value}
+    today = datetime.date.today().isoformat()
+    return {**machine(), "processor": processor(), "date": today, **known}
+
+
+def processor() -> str:
+    """The CPU's model, and its widest vectors: models alone may hide a lot."""
+    path = Path("/proc/cpuinfo")
+    text = path.read_text() if path.exists() else ""
+    model = re.search(r"model name\s*: (.*)", text)
+    widest = [name for name in ("amx_tile", "avx512f", "avx2", "asimd") if f" {name}" in text][:1]
+    name = model[1] if model else platform.processor() or platform.machine()
+    return " ".join([name, *widest])
+
+
+def load(path: Path) -> dict[str, Any]:
+    """What was measured before; nothing, if there is no such file."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def write(path: Path, data: dict[str, Any], depth: int = 2) -> None:
+    """As JSON: a line for each item of so many levels, but one for what has numbers and words."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(_text(data, depth) + "\n")
+
+
+def _text(value: Any, depth: int, margin: str = "\n") -> str:
+    named = isinstance(value, dict)
+    items = value.values() if named else value if isinstance(value, list) else ()
+    if not depth or not any(isinstance(item, (dict, list, tuple)) for item in items):
+        return json.dumps(value)
+    inner = margin + " "
+    texts = [_text(item, depth - 1, inner) for item in items]
+    if named:
+        texts = [f"{json.dumps(name)}: {text}" for name, text in zip(value, texts, strict=True)]
+    first, last = "{}" if named else "[]"
+    return f"{first}{inner}{f',{inner}'.join(texts)}{margin}{last}"
