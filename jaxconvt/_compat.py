@@ -196,7 +196,7 @@ def zeros(shape: Any, dtype: Any, *like: Any) -> jax.Array:
 
 
 def device_kind(platform: str) -> str:
-    """That of the default backend's devices, if they are of this platform and no CPUs, else ""."""
+    """Return the kind of the default backend's devices; "" for CPUs, and for other platforms."""
     if platform == "cpu" or platform != default_platform():
         return ""
     kind: str = jax.devices()[0].device_kind
