@@ -51,9 +51,8 @@ from jaxconvt._costs.gpu import of as nearest
 from jaxconvt._layers import BY_NAME, LayerCall
 from jaxconvt._measure import REFERENCE, face_of, step
 from jaxconvt._problem import FACES
-from jaxconvt._tuning import TITLES
 
-MODES = (*[TITLES[face] for face in FACES], "step")
+MODES = (*FACES, "step")
 # The roofline's: of the published bandwidth and multiply-adds, and seconds to start an operation.
 REACHED = 0.78, 0.5
 START = 3e-6
@@ -132,7 +131,7 @@ def programs(call: LayerCall, implementation: str) -> Iterator[tuple[str, Callab
 
     operands = call.lhs, call.rhs, jax.eval_shape(value, call.lhs, call.rhs)
     for face in FACES:
-        yield TITLES[face], face_of(value, face), operands
+        yield face, face_of(value, face), operands
     yield "step", step(value), operands
 
 

@@ -60,27 +60,27 @@ def draw(
     def uneven(most: int) -> int:  # as many small ones as large ones
         return round(math.exp(rng.uniform(0, math.log(most))))
 
-    n = rng.config([1, 2, 2, 2, 3])
+    n = rng.choice([1, 2, 2, 2, 3])
     repeat = rng.random() < 0.6
     sizes, taps, strides = (
         tuple([int(draw_one()) for _ in range(n)]) if not repeat else (int(draw_one()),) * n
         for draw_one in (
             lambda: uneven(64),
             lambda: uneven(32),
-            lambda: rng.config([1, 2, 2, 2, 3, 4, 8]),
+            lambda: rng.choice([1, 2, 2, 2, 3, 4, 8]),
         )
     )
-    i, j = (int(rng.config(FEW + MANY)) for _ in range(2))
-    batch = int(rng.config([1, 1, 1, 2, 4, 8, 16, 64, 200]))
-    groups = int(rng.config([2, 4, i])) if rng.random() < 0.15 else 1
+    i, j = (int(rng.choice(FEW + MANY)) for _ in range(2))
+    batch = int(rng.choice([1, 1, 1, 2, 4, 8, 16, 64, 200]))
+    groups = int(rng.choice([2, 4, i])) if rng.random() < 0.15 else 1
     i, j = (-(-channels // groups) * groups for channels in (i, j))
-    padding, reversed_ = str(rng.config(["SAME", "VALID"])), bool(rng.random() < 0.5)
+    padding, reversed_ = str(rng.choice(["SAME", "VALID"])), bool(rng.random() < 0.5)
     more: dict[str, Any] = {"transpose_kernel": reversed_, "feature_group_count": groups}
     if rng.random() < 0.2:
         shapes = [
             _geometry.forward_sizes(padding, *one) for one in zip(sizes, taps, strides, strict=True)
         ]
-        more["output_shape"] = tuple([int(rng.config(list(one) or [0])) for one in shapes])
+        more["output_shape"] = tuple([int(rng.choice(list(one) or [0])) for one in shapes])
     out = [
         size * s if padding == "SAME" else (size - 1) * s + max(k, s)
         for size, k, s in zip(sizes, taps, strides, strict=True)

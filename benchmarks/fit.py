@@ -225,15 +225,15 @@ def report(cost: Cost, timings: Sequence[Timing], verbose: bool) -> None:
         ratios[t.config.name, t.problem.face].append(ratio)
         ratios["all", ""].append(ratio)
         if verbose:
-            print(f"  {t.layer:18} {t.dtype:9} {t.problem.face:4} {t.config!s:38}", end="")
+            print(f"  {t.layer:18} {t.dtype:9} {t.problem.face:11} {t.config!s:38}", end="")
             print(f" {t.seconds * 1e6:9.1f} us, estimated {ratio:6.2f} times")
-    print("lowering   face  timings  within 1.5  geometric mean")
+    print("lowering   face        timings  within 1.5  geometric mean")
     for (name, face), each in sorted(ratios.items()):
-        print(f"{name:10} {face:5} {len(each):7} {close(each):11.0%} {geometric_mean(each):15.2f}")
+        print(f"{name:10} {face:11} {len(each):7} {close(each):11.0%} {geometric_mean(each):15.2f}")
     regret = regrets(cost, timings)
     if verbose:
         for r in regret:
-            print(f"  {r.layer:18} {r.dtype:9} {r.face:4} {r.pick!s:38} {r.ratio}")
+            print(f"  {r.layer:18} {r.dtype:9} {r.face:11} {r.pick!s:38} {r.ratio}")
     print("regret:", told(regret))
 
 
@@ -272,7 +272,7 @@ def compared(cost: Cost, timings: Sequence[Timing], path: Path) -> None:
         mean = geometric_mean([ratio for ratio, _ in each])
         text = f"{mean:6.2f} ({min(each)[0]:.2f}) of {len(each)}"
         slower = [f"{layer} {ratio:.2f}" for ratio, layer in sorted(each) if ratio < 0.95]
-        print(f"{key[0]} over auto, {key[1]:8} {key[2]:12} {key[3]:4} {text}", *slower, sep="; ")
+        print(f"{key[0]} over auto, {key[1]:8} {key[2]:12} {key[3]:11} {text}", *slower, sep="; ")
 
 
 def close(ratios: Sequence[float]) -> float:

@@ -98,7 +98,7 @@ from jaxconvt._words import first_line
 Fn = Callable[..., Any]
 Row = dict[str, Any]
 
-MODES = ("forward", "input_grad", "kernel_grad", "step")
+MODES = ("forward", *FACES[1:], "step")
 STUFFED, FLOOR, TORCH, TUNED = "zero-stuffed", "gemm", "torch", "autotune"
 SINGLE = tuple(name for name in jaxconvt.IMPLEMENTATIONS if name != "auto")
 BATCH = 8

@@ -120,19 +120,17 @@ class Equinox:
         return jax.vmap(eqx.combine(state["params"], static))(*inputs), {}
 
 
-class TuningKey(NamedTuple):
+class Case(NamedTuple):
     model: nn.Module | Equinox
     inputs: Any  # shapes
     rate: float
 
 
 CASES = {
-    "dcgan": TuningKey(DCGAN(), [(8, 100)], 0.1),
-    "unet3d": TuningKey(
-        UNet3D(), [(1, 8, 8, 8, 64), [(1, 16, 16, 16, 32), (1, 32, 32, 32, 16)]], 0.1
-    ),
-    "hifigan": TuningKey(HiFiGAN(), [(1, 32, 80)], 0.2),
-    "equinox": TuningKey(Equinox(Decoder), [(8, 64)], 0.1),
+    "dcgan": Case(DCGAN(), [(8, 100)], 0.1),
+    "unet3d": Case(UNet3D(), [(1, 8, 8, 8, 64), [(1, 16, 16, 16, 32), (1, 32, 32, 32, 16)]], 0.1),
+    "hifigan": Case(HiFiGAN(), [(1, 32, 80)], 0.2),
+    "equinox": Case(Equinox(Decoder), [(8, 64)], 0.1),
 }
 
 
@@ -150,7 +148,7 @@ def norm(tree: Any) -> float:
     return float(jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(tree))))
 
 
-def compile_step(case: TuningKey, state: Any, inputs: Any, target: jax.Array) -> Callable[..., Any]:
+def compile_step(case: Case, state: Any, inputs: Any, target: jax.Array) -> Callable[..., Any]:
     """(parameters) -> (parameters, loss), traced now."""
 
     def loss(params: Any) -> jax.Array:
@@ -179,7 +177,7 @@ class Training:
         return self.params
 
 
-def measure(case: TuningKey) -> dict[str, Any]:
+def measure(case: Case) -> dict[str, Any]:
     inputs = random(case.inputs)
     # Jitted, so that the outputs, which nobody asks for, are not computed.
     state = jax.jit(case.model.init)(jax.random.key(1), *inputs)

@@ -68,9 +68,9 @@ def clocked(path: Path, variant: str) -> dict[str, Any]:
     of = fit.platform(machine)
     timings = [t for t in timings if t.dtype == variant and t.layer in BY_NAME]
     faces: dict[str, dict[str, tuple[float, float]]] = defaultdict(dict)
-    for pick, xlas in fit.measurements(of.cost(of.rates), timings):
+    for pick, xlas in fit.picks(of.cost(of.rates), timings):
         if xlas:
-            faces[pick.layer][pick.call.face] = xlas.seconds, pick.seconds
+            faces[pick.layer][pick.problem.face] = xlas.seconds, pick.seconds
     rows = []
     for name in filter(faces.__contains__, BY_NAME):
         steps = map(sum, zip(*faces[name].values(), strict=True))

@@ -102,7 +102,7 @@ class RegretTest(parameterized.TestCase):
         least = NEVER_SLOWER if path in CYCLES else CLOCKED
         for left_out in (False, True):
             of, timed = timings(path, left_out)
-            picks = list(fit.measurements(of.cost(of.rates), timed))
+            picks = list(fit.picks(of.cost(of.rates), timed))
             self.assertTrue(len(picks) > 50 or not timed)
             for pick, xlas in picks:
                 with self.subTest(f"{pick.layer} {pick.dtype} {pick.problem.face} {pick.config}"):
@@ -116,7 +116,7 @@ class CyclesTest(parameterized.TestCase):
         for left_out in (False, True):
             of, timed = timings(path, left_out)
             faces = {(t.layer, t.problem.face) for t in timed}
-            picks = list(fit.measurements(of.cost(of.rates), timed))
+            picks = list(fit.picks(of.cost(of.rates), timed))
             self.assertLen(picks, len(faces))  # all forms were compiled
             for pick, xlas in picks:
                 ratios[fit.group(pick), pick.problem.face].append(xlas.seconds / pick.seconds)
@@ -140,12 +140,13 @@ class FitTest(parameterized.TestCase):
         path = GPU
         of, timed = timings(path)
         pick = next(t for t in timed if (t.layer, t.problem.face) == ("fcn8s", "value"))
-        xlas = pick._replace(choice=Config("dilated"), seconds=1.0)
-        picks = [pick._replace(choice=each.config, seconds=0.5) for each in timed]
+        xlas = pick._replace(config=Config("dilated"), seconds=1.0)
+        picks = [pick._replace(config=each.config, seconds=0.5) for each in timed]
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             fit.compared(of.cost(of.rates), [*picks, xlas], path)
         self.assertIn(
-            "jax.lax over auto, float32  the report's out    2.00 (2.00) of 1", printed.getvalue()
+            "jax.lax over auto, float32  the report's value         2.00 (2.00) of 1",
+            printed.getvalue(),
         )
 
     def test_reads_clocks_of_cpus(self):
