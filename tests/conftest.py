@@ -1,12 +1,17 @@
-"""How these tests are run: compiled quickly, and some of them beside the others."""
+"""How these tests are run: on eight CPU devices, and most of them compiled quickly."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-# Of every bit, or of what users run.
-OPTIMIZED = ("test_differential.py", "test_readme.py")
+# Before JAX makes its devices. Only CPUs are made so.
+DEVICES = "--xla_force_host_platform_device_count"
+if DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=8".strip()
+
+# These compare every bit, or run what users run.
+OPTIMIZED = ("test_differential.py", "test_long_kernels.py", "test_readme.py")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -15,34 +20,11 @@ def few_optimizations(request):
 
     With JAX_DISABLE_MOST_OPTIMIZATIONS=0 in the environment it is as users have it.
     """
+    if "JAX_DISABLE_MOST_OPTIMIZATIONS" in os.environ:
+        return
     import jax  # late, as some tests set variables that it reads when it is imported
 
-    ours = request.path.parent == Path(__file__).parent and request.path.name not in OPTIMIZED
-    few = ours and "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ
-    if few:
-        jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    if few:
-        jax.config.update("jax_disable_most_optimizations", False)
+    few = request.path.parent == Path(__file__).parent and request.path.name not in OPTIMIZED
+    if jax.config.read("jax_disable_most_optimizations") != few:
+        jax.config.update("jax_disable_most_optimizations", few)
         jax.clear_caches()  # which don't know of it
-
-
-def _waits(item):
-    return item.path.name == "test_beside.py"
-
-
-def pytest_collection_modifyitems(items):
-    items.sort(key=_waits)  # the last
-
-
-def pytest_collection_finish(session):
-    waiting = list(filter(_waits, session.items))
-    worker = hasattr(session.config, "workerinput")  # of pytest-xdist, which has several
-    if waiting and not session.config.option.collectonly and not worker:
-        waiting[0].cls.runs = waiting[0].module.Runs([item.name for item in waiting])
-
-
-def pytest_sessionfinish(session):
-    for item in filter(_waits, getattr(session, "items", [])):
-        if item.cls.runs:
-            item.cls.runs.stop()

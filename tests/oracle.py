@@ -56,6 +56,12 @@ def channels_last(n):
     return f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"
 
 
+def channels_first(n):
+    """The layout of PyTorch and ONNX."""
+    spatial = "".join(chr(ord("a") + j) for j in range(n))
+    return f"NC{spatial}", f"OI{spatial}", f"NC{spatial}"
+
+
 def _orders(dimension_numbers, n):
     """Axes of lhs as [N, C, spatial..], of rhs as [O, I, spatial..], of the output as lhs."""
     lhs, rhs, out = channels_last(n) if dimension_numbers is None else dimension_numbers

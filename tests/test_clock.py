@@ -12,9 +12,10 @@ from absl.testing import absltest, parameterized
 
 from jaxconvt import _clock, _compat, _measure
 from jaxconvt._clock import Clock, NoTrace, busy, union
+from tests import util
 
 GPU = SimpleNamespace(platform="gpu", id=8, local_hardware_id=0)
-traces = pytest.mark.skipif(_compat.ProfileData is None, reason="this JAX reads no traces")
+traces = util.needs("jax.profiler.ProfileData")
 
 
 def trace(**planes):

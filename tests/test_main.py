@@ -75,7 +75,7 @@ class ReportTest(parameterized.TestCase):
             self.assertEqual(row["differs"], {"dilated": [], "auto": []})
             differences = row["difference"]["auto"].values()
             self.assertBetween(max(differences), 0, written["tolerance"])
-            self.assertEqual(list(row["choices"]), ["value", "input_grad", "kernel_grad"])
+            self.assertEqual(list(row["configs"]), ["value", "input_grad", "kernel_grad"])
             self.assertLen(row["runs"], 3)
             for mode in ("forward", "step"):
                 seconds = row["seconds"][mode]
@@ -302,7 +302,7 @@ class ReportTest(parameterized.TestCase):
                 "compiling": 123.4,
                 "differs": {"auto": list(report.RESULTS)},
                 "difference": {name: {"value": 1e-7} for name in list(seconds)[2:]},
-                "choices": {t: {"name": "col2im", "gathered": 3, "chunks": 64} for t in titles},
+                "configs": {t: {"name": "col2im", "gathered": 3, "chunks": 64} for t in titles},
             }
             report.add_times(row, samples)
             rows.append(row)

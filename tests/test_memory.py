@@ -52,8 +52,7 @@ class Face:
 
     def estimated(self):
         cost = cost_of("cpu")
-        problem = _plan.widened(self.problem, cost)
-        return _plan.temp(problem, self.pick, _plan.work(problem, self.pick), cost)
+        return _plan.estimates(self.problem, cost)[self.pick].temp_bytes
 
     def promised(self):
         """Four times what is held, or as much more as costs less than half of the speed."""
@@ -69,23 +68,23 @@ class Face:
 
 def draw(rng):
     """A random face, or None if it can't be made, or is too large or too small."""
-    n, groups = rng.config([1, 1, 2, 2, 2, 3, 3]), 1
+    n, groups = rng.choice([1, 1, 2, 2, 2, 3, 3]), 1
     several = rng.random() < 0.85
     taps, strides, dilation = (
-        tuple([rng.config(of)] * n) if several else tuple(rng.configs(of, k=n))
+        tuple([rng.choice(of)] * n) if several else tuple(rng.choices(of, k=n))
         for of in (
             [(1, 2, 3, 4, 7, 16, 64), (1, 2, 3, 3, 4, 5, 9), (1, 2, 3, 3, 4, 5)][n - 1],
             [(1, 2, 2, 4, 8), (1, 2, 2, 3, 4), (1, 2, 2, 3)][n - 1],
             (1, 1, 1, 1, 2, 3),
         )
     )
-    i, j = rng.config(CHANNELS), rng.config(CHANNELS)
+    i, j = rng.choice(CHANNELS), rng.choice(CHANNELS)
     kind = rng.random()
     if kind < 0.2:
-        groups, i, j = rng.config([2, 4, 16]), rng.config(CHANNELS[:9]), rng.config(CHANNELS[:9])
+        groups, i, j = rng.choice([2, 4, 16]), rng.choice(CHANNELS[:9]), rng.choice(CHANNELS[:9])
     elif kind < 0.45:
-        groups, i, j = rng.config([3, 8, 32, 128]), 1, rng.config([1, 1, 2, 3, 8])
-    dtype, batch = rng.config(DTYPES), rng.config([1, 1, 2, 4, 16, 64])
+        groups, i, j = rng.choice([3, 8, 32, 128]), 1, rng.choice([1, 1, 2, 3, 8])
+    dtype, batch = rng.choice(DTYPES), rng.choice([1, 1, 2, 4, 16, 64])
     elements = 2 ** rng.uniform(20, 27) / jnp.dtype(dtype).itemsize
     each = batch * groups * max(i, j * math.prod(strides))
     size = max(int((elements / each) ** (1 / n)), 1)
@@ -100,9 +99,9 @@ def draw(rng):
     floating = jnp.issubdtype(dtype, jnp.inexact)
     face = Face(
         *[jax.ShapeDtypeStruct(shape, dtype) for shape in (lhs, rhs)],
-        rng.config(_problem.FACES) if floating else "value",
+        rng.choice(_problem.FACES) if floating else "value",
         strides=strides,
-        padding=rng.config(["SAME", "VALID"]),
+        padding=rng.choice(["SAME", "VALID"]),
         rhs_dilation=dilation,
         dimension_numbers=layout,
         transpose_kernel=flip,
@@ -130,23 +129,22 @@ class MemoryTest(parameterized.TestCase):
                 far.append(f"{face.name}, {face.pick}: {compiled}, estimated {estimated}")
         # XLA fuses what it likes: in about one face of fifty the estimate is further off, in more
         # of them before the JAXs that were looked at.
-        few = FACES // (16 if jax.__version_info__ >= (0, 10) else 6)
+        few = FACES // (16 if util.HAS["estimates of memory as they are now"] else 6)
         self.assertLessEqual(len(far), max(few, 1), far)
 
     @parameterized.parameters(
-        ("lhs", (1, 1024, 1024, 32), (5, 5, 1, 64), (1, 1), {"feature_group_count": 32}),
+        ("input_grad", (1, 1024, 1024, 32), (5, 5, 1, 64), (1, 1), {"feature_group_count": 32}),
         ("value", (16, 16, 16, 16, 64), (3, 3, 3, 64, 128), (3, 3, 3), {"rhs_dilation": (2, 2, 2)}),
         ("value", (16, 256, 256, 256), (2, 2, 256, 1), (3, 3),
          {"rhs_dilation": (2, 2), "dtype": "int8"}),
-        ("rhs", (1, 128, 128, 256), (5, 5, 256, 64), (1, 1), {"dtype": "complex64"}),
+        ("kernel_grad", (1, 128, 128, 256), (5, 5, 256, 64), (1, 1), {"dtype": "complex64"}),
     )  # fmt: skip
     def test_once_broken(self, face, lhs, rhs, strides, more):
         dtype = more.get("dtype", "float32")
         more = {name: value for name, value in more.items() if name != "dtype"}
         structs = [jax.ShapeDtypeStruct(shape, dtype) for shape in (lhs, rhs)]
         face = Face(*structs, face, strides=strides, padding="SAME", **more)
-        if face.pick != XLAS:
-            self.assertLessEqual(face.compiled(), face.promised())
+        self.assertTrue(face.pick == XLAS or face.compiled() <= face.promised())
 
     def test_what_is_allowed_is_in_the_users_bytes(self):
         # Intermediates of bfloat16 are wider on CPU; what is allowed beside its arrays is not.

@@ -44,8 +44,7 @@ def step(lhs, rhs, implementation, groups=1):
             lhs, rhs, (2, 1), "SAME", implementation=implementation, feature_group_count=groups
         )
 
-    out, transpose = jax.vjp(conv, lhs, rhs)
-    return out, *transpose(jnp.ones_like(out))
+    return util.with_gradients(conv, jnp.ones_like)(lhs, rhs)
 
 
 class Modes(parameterized.TestCase):
@@ -139,7 +138,7 @@ ARGUMENTS = (
 
 def absent_mesh():
     """A context with a mesh of no devices, where this JAX has such."""
-    if not hasattr(jax.sharding, "use_abstract_mesh"):
+    if not util.HAS["jax.sharding.use_abstract_mesh"]:
         return contextlib.nullcontext()
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2,), ("x",)))
 
@@ -174,6 +173,8 @@ class Reading(parameterized.TestCase):
             traced = jax.make_jaxpr(f)(lhs, rhs)
             self.assertEmpty(started)
             f(lhs, rhs)
+        jax.jit(lambda x: x + 1)(lhs)
+        self.assertNotEmpty(started)  # so JAX still says when it compiles
         with absent_mesh():
             again = jax.make_jaxpr(f)(*[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (lhs, rhs)])
         self.assertEqual(traced.out_avals[0].shape, again.out_avals[0].shape)
@@ -199,17 +200,17 @@ class Kept(parameterized.TestCase):
     def test_caches_are_bounded(self):
         for i in range(4_200):  # more than any of them keeps
             axes = (_geometry.Axis(i + 1, 2, 2, 1, 1, 1),)
-            letters = {"n": 1, "g": 1, "i": 2, "j": 3}
-            how = {
-                "dtype": np.float32,
-                "dtypes": (np.dtype("float32"),) * 3,
-                "flipped": False,
-                "dimension_numbers": _arguments.layout(None, 3),
-                "single_device": True,
-                "platform": "cpu",
-            }
-            call = _problem.describe("out", axes, **how, **letters)
-            _plan.choose("auto", cost_of("cpu"), call, both_gradients=False)
+            problem = _problem.problem_of(
+                "value",
+                axes,
+                _problem.Sizes(1, 1, 2, 3),
+                ("float32",) * 3,
+                forward_kernel=False,
+                dimension_numbers=_arguments.layout(None, 3),
+                single_device=True,
+                platform="cpu",
+            )
+            _plan.choose("auto", cost_of("cpu"), problem, both_gradients=False)
             _spec.cached_spec(
                 (1, i + 1, 2),
                 (2, 2, 3),
@@ -224,7 +225,8 @@ class Kept(parameterized.TestCase):
                 None,
             )
         for cached in (
-            _plan._choose,
+            _plan._chosen,
+            _plan._estimated,
             depthwise._terms,
             _spec._cached,
             _geometry.runs,

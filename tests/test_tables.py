@@ -19,25 +19,24 @@ def explained(layer, platform, dtype="float32"):
     return jaxconvt.explain(call.lhs, call.rhs, platform=platform, **call.kwargs)
 
 
-def tuning(*cases):
+def tuning(*keys):
     """With figures, names and reasons as long as they get."""
     configs = (Config("depthwise", 3, 1024), Config("polyphase", 3, 1024))
     reason = f"input gradient: {configs[0]}: " + "its largest difference from dilated is 0.1 " * 3
-    picks = [_tuning.Pick(case, configs, 1e-6, 9999.0, (reason,)) for case in cases]
+    picks = [jaxconvt.Measurement(key, configs, 1e-6, 9999.0, (reason,)) for key in keys]
     device = "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz, 224 cores"
     return jaxconvt.Tuning("cpu", device, "0.12.0.dev20261127", "0.12.0.dev20261127", tuple(picks))
 
 
-def long_cases():
-    """In 3-D, of the longest dtypes, with all that a case can say."""
+def long_keys():
+    """In 3-D, of the longest dtypes, with all that a key can say."""
     axis = _tuning.Axis(2048, 16, 16, 16, 100, 100)
-    how = {"precision": "DEFAULT, HIGHEST", "flipped": False, "dimension_numbers": None}
+    how = {"precision": "DEFAULT, HIGHEST", "forward_kernel": False, "dimension_numbers": None}
     for dtype, axes in itertools.product(
         ("float8_e4m3b11fnuz", "complex64"), ((axis,), (axis,) * 3)
     ):
         dtypes = {"lhs": dtype, "rhs": dtype, "out": "bfloat16"}
-        sizes = {"n": 4096, "g": 1024, "i": 1024, "j": 1024}
-        yield _tuning.Case("gradients", axes, **sizes, **dtypes, **how)
+        yield jaxconvt.TuningKey("gradients", axes, 4096, 1024, 1024, 1024, **dtypes, **how)
 
 
 class TextTest(parameterized.TestCase):
@@ -58,12 +57,12 @@ class TextTest(parameterized.TestCase):
                 self.assertIn(figures, words)
 
     def test_tuning(self):
-        of = tuning(*long_cases())
+        of = tuning(*long_keys())
         text = str(of)
         self.assert_fits(text)
         words = " ".join(text.split())
         self.assertEqual(words.count("9999000.000 0.001 9999000000.00x"), len(of.measurements))
-        for of in (tuning(), tuning(*[c._replace(what="out") for c in long_cases()])):
+        for of in (tuning(), tuning(*[c._replace(what="value") for c in long_keys()])):
             self.assert_fits(str(of))
 
     @parameterized.product(figures=(1, 3, 7), words=("", "word " * 40, "x" * 200, "a\nb"))
@@ -101,7 +100,7 @@ class HtmlTest(absltest.TestCase):
         self.assertLen([row for row in rows if len(row) == 3], 1 + forms)
 
     def test_tuning(self):
-        (case, *_) = long_cases()
+        (case, *_) = long_keys()
         of = tuning(case)
         of = jaxconvt.Tuning("cpu", "<script>", of.jax, of.jaxlib, of.measurements)
         self.assertNotIn("<script>", of._repr_html_())
@@ -121,7 +120,7 @@ class ReprTest(absltest.TestCase):
             for config in explanation.configs.values():
                 self.assertIn(str(config), repr(explanation))
         self.assertStartsWith(repr(explanation), "<jaxconvt.Explanation on cpu: ")
-        self.assertLess(len(repr(tuning(*long_cases()))), 140)
+        self.assertLess(len(repr(tuning(*long_keys()))), 140)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import concurrent.futures
 import functools
 import gc
 import importlib
-import inspect
 import pkgutil
 import threading
 import unittest.mock
@@ -180,19 +179,17 @@ class TransformsTest(parameterized.TestCase):
     @parameterized.product(
         implementation=util.IMPLEMENTATIONS, weak=((True, True), (True, False), (False, True))
     )
+    @util.needs("weak types of gradients")
     def test_weak_types(self, implementation, weak):
         operands = [
             jnp.broadcast_to(2.0, shape) if is_weak else jnp.ones(shape)
             for shape, is_weak in zip(((1, 4, 3), (3, 3, 2)), weak, strict=True)
         ]
 
-        if jax.__version_info__ < (0, 6):
-            self.skipTest(f"JAX {jax.__version__} itself has weak gradients of what is jitted")
-
         def weak_types(f):
-            def step(lhs, rhs):
-                out, vjp = jax.vjp(f, lhs, rhs)
-                return out, *vjp(out), *jax.jvp(f, (lhs, rhs), (lhs, rhs))
+            def step(*operands):
+                both = util.with_gradients(f, lambda out: out)
+                return *both(*operands), *jax.jvp(f, operands, operands)
 
             results = [*step(*operands), *jax.jit(step)(*operands)]
             return [x.weak_type for x in results]
@@ -285,10 +282,7 @@ class TransformsTest(parameterized.TestCase):
         call = dict(strides=(2, 3), padding=padding, rhs_dilation=(1, 2))
         f = functools.partial(conv_transpose, **call, implementation=implementation)
 
-        def both(lhs, rhs):
-            out, transpose = jax.vjp(f, lhs, rhs)
-            return out, *transpose(2 * out)
-
+        both = util.with_gradients(f, lambda out: 2 * out)
         rhs = np.rint(2 * util.random("rhs", (3, 2, 2, 3)))
         lhs = jax.ShapeDtypeStruct(export.symbolic_shape(symbolic), np.float32)
         if "h" in symbolic and self.needs_sizes(implementation, f, lhs, rhs):
@@ -519,9 +513,8 @@ class CachesTest(parameterized.TestCase):
 
 
 class ShardingTest(parameterized.TestCase):
+    @util.needs("out_sharding")
     def test_out_sharding(self):
-        if "out_sharding" not in inspect.signature(lax.conv_general_dilated).parameters:
-            self.skipTest(f"lax.conv_general_dilated of JAX {jax.__version__} has no out_sharding")
         mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
         _, lhs, rhs, *_ = setup("dilated", "plain")
         spec = jax.sharding.PartitionSpec("x", None, None, None)

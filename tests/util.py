@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import unittest
 import zlib
 
 import jax
@@ -18,6 +19,40 @@ from tests import oracle
 IMPLEMENTATIONS = jaxconvt.IMPLEMENTATIONS
 
 _LAX_PARAMETERS = inspect.signature(lax.conv_transpose).parameters
+_CONV_PARAMETERS = inspect.signature(lax.conv_general_dilated).parameters
+
+# What the installed JAX has. `jaxconvt._compat` knows, too, but is what is tested here.
+HAS = {
+    "use_consistent_padding": "use_consistent_padding" in _LAX_PARAMETERS,
+    "out_sharding": "out_sharding" in _CONV_PARAMETERS,
+    "explicit sharding": hasattr(jax.sharding, "auto_axes") and hasattr(jax, "set_mesh"),
+    "jax.set_mesh": hasattr(jax, "set_mesh"),
+    "jax.shard_map": hasattr(jax, "shard_map"),
+    "jax.sharding.use_abstract_mesh": hasattr(jax.sharding, "use_abstract_mesh"),
+    "jax.profiler.ProfileData": hasattr(jax.profiler, "ProfileData"),
+    # Before, what is jitted has weak gradients.
+    "weak types of gradients": jax.__version_info__ >= (0, 6),
+    # Before, a letter of a rule has one size.
+    "rules of partitioning that we can use": jax.__version_info__ >= (0, 8),
+    "Shardy by default": getattr(jax.config, "jax_use_shardy_partitioner", True),
+    "estimates of memory as they are now": jax.__version_info__ >= (0, 10),
+    "the convolutions of jaxlib 0.11": jax.__version_info__ >= (0, 11),
+}
+
+
+def needs(what):
+    """Skips a test, or a class of tests, where the installed JAX has not what it needs."""
+    return unittest.skipUnless(HAS[what], f"JAX {jax.__version__} has no {what}")
+
+
+def shard_map(f, mesh, check=True, **more):
+    """`jax.shard_map`; `check` is whether JAX keeps track of what differs from device to device."""
+    if HAS["jax.shard_map"]:
+        return jax.shard_map(f, mesh=mesh, check_vma=check, **more)
+    from jax.experimental.shard_map import shard_map
+
+    return shard_map(f, mesh, check_rep=check, **more)
+
 
 FLOATS = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 INTEGERS = ("int8", "int16", "int32", "uint8", "uint16", "uint32", "bool")
@@ -64,7 +99,7 @@ def operands(c, dtype="float32"):
 
 def reference(lhs, rhs, **kwargs):
     """`jax.lax.conv_transpose`; where the installed one lacks an argument, written out."""
-    if "use_consistent_padding" in _LAX_PARAMETERS:
+    if HAS["use_consistent_padding"]:
         return lax.conv_transpose(lhs, rhs, **kwargs)
     if kwargs.pop("use_consistent_padding", False):
         n = lhs.ndim - 2
@@ -117,10 +152,19 @@ def value(f, c, lhs, rhs):
     return (f(lhs, rhs, **c.kwargs),)
 
 
+def with_gradients(f, cotangent_of=lambda out: cotangent(out.shape, out.dtype)):
+    """`f` that returns its result and then, for that result's cotangent, those of its operands."""
+
+    def value_and_cotangents(*operands):
+        out, transpose = jax.vjp(f, *operands)
+        return out, *transpose(cotangent_of(out))
+
+    return value_and_cotangents
+
+
 def value_and_gradients(f, c, lhs, rhs):
     """The result of a case, and the cotangents of both operands."""
-    out, transpose = jax.vjp(functools.partial(f, **c.kwargs), lhs, rhs)
-    return out, *transpose(cotangent(out.shape, out.dtype))
+    return with_gradients(functools.partial(f, **c.kwargs))(lhs, rhs)
 
 
 def aval(x):

@@ -156,7 +156,9 @@ class TpuTest(parameterized.TestCase):
         """JAX has no partitioning rules there as yet: no more is exchanged than by jax.lax."""
         over = division.mesh("v5e")
         texts = [division.program(how, name, over) for how in ("auto", "dilated")]
-        self.assertEqual(*map(division.exchanged, texts))
+        ours, reference = map(division.exchanged, texts)
+        self.assertNotEmpty(reference)
+        self.assertEqual(ours, reference)
 
 
 if __name__ == "__main__":

@@ -74,11 +74,10 @@ def test_value_and_gradients(call: Problem, implementation: str, chunk: int):
             if "float8" not in call.dtype:
                 util.assert_close(out, exact, scale, _terms(call), "value")
             return
-        out, transpose = jax.vjp(conv, lhs, rhs)
+        out, *grads = util.with_gradients(conv)(lhs, rhs)
         if wide or not _xla_misreads(call):
             util.assert_close(out, exact, scale, _terms(call), "value", wide)
         ct = util.cotangent(out.shape, out.dtype)
-        grads = transpose(jnp.asarray(ct))
         if implementation != "dilated":
             wants = oracle.vjp(lhs, rhs, ct, **call.kwargs)
             scales = oracle.vjp(
@@ -155,9 +154,11 @@ def test_divided_among_devices(call, implementation, devices, divisions, example
     conv = jax.vmap(conv) if examples else conv
 
     def divided(lhs, rhs):
-        out, transpose = jax.vjp(conv, divide("lhs", lhs), divide("rhs", rhs))
-        ct = jnp.asarray(util.cotangent(out.shape[bool(examples) :], out.dtype))
-        return out, *transpose(divide("ct", jnp.broadcast_to(ct, out.shape)))
+        def cotangent(out):
+            ct = jnp.asarray(util.cotangent(out.shape[bool(examples) :], out.dtype))
+            return divide("ct", jnp.broadcast_to(ct, out.shape))
+
+        return util.with_gradients(conv, cotangent)(divide("lhs", lhs), divide("rhs", rhs))
 
     got = [np.asarray(x) for x in jax.jit(divided)(*many)]
     shape = got[0].shape[1:] if examples else got[0].shape
@@ -198,14 +199,13 @@ def test_vmap(call, implementation, mapped, inside, symbolic):
         def conv(lhs, rhs):
             return jaxconvt.conv_transpose(lhs, rhs, implementation=implementation, **call.kwargs)
 
-        def step(f, lhs, rhs):
-            out, transpose = jax.vjp(f, lhs, rhs)
-            shape = out.shape if inside else out.shape[1:]
-            ct = jnp.asarray(util.cotangent(shape, out.dtype))
-            return out, *transpose(jnp.broadcast_to(ct, out.shape))
+        def cotangent(out):
+            ct = jnp.asarray(util.cotangent(out.shape if inside else out.shape[1:], out.dtype))
+            return jnp.broadcast_to(ct, out.shape)
 
-        f = partial(step, conv)
-        f = jax.vmap(f, mapped) if inside else partial(step, jax.vmap(conv, mapped))
+        f = conv if inside else jax.vmap(conv, mapped)
+        f = util.with_gradients(f, cotangent)
+        f = jax.vmap(f, mapped) if inside else f
         f = jax.jit(f)
         if symbolic:
             scope = export.SymbolicScope()

@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 
 import jaxconvt
+from tests import util
 
 # What frameworks' users would install: the literal twin, and the fast one.
 INSTALLED = ("dilated", "auto")
@@ -64,20 +65,8 @@ def _without(compute, *args):
 
 def value_and_cotangents(f, *args):
     """The value of a function and the cotangents of its arguments, as one program."""
-
-    @jax.jit
-    def compute(args):
-        out, transpose = jax.vjp(f, *args)
-        return out, transpose(cosines(out.shape).astype(out.dtype))
-
-    return compute(args)
+    return jax.jit(util.with_gradients(f))(*args)
 
 
 def random(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-@functools.lru_cache
-def cosines(shape):
-    """A cotangent of no symmetry."""
-    return np.cos(np.arange(np.prod(shape, dtype=int))).reshape(shape).astype(np.float32)

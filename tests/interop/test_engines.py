@@ -19,8 +19,8 @@ from absl.testing import absltest, parameterized
 from onnx.backend.test.key.node import convtranspose
 
 from jaxconvt import IMPLEMENTATIONS, conv_transpose
+from tests import oracle, util
 from tests.interop.test_equivalents import TORCH as SHARED
-from tests.util import x64
 
 # name: spatial sizes, kernel, strides, padding, output padding, dilation, groups
 TORCH = {
@@ -48,11 +48,6 @@ def check(got, want, rtol=1e-12):
     np.testing.assert_allclose(got, want, rtol=rtol, atol=rtol * np.max(np.abs(want), initial=0))
 
 
-def first(n):
-    """The layout of PyTorch and ONNX."""
-    return ("NCDHW"[: 2 + n], "OIDHW"[: 2 + n], "NCDHW"[: 2 + n])
-
-
 def operands(name):
     size, k, *_, g = TORCH[name]
     return random(2, 4, *size), random(4, 8 // g, *k, seed=1)
@@ -76,28 +71,26 @@ class TorchTest(parameterized.TestCase):
         _, _, s, p, r, d, g = TORCH[name]
         want, cotangent = torch_results(name)
 
-        @jax.jit
-        def ours(x, w, cotangent):
-            out, transpose = jax.vjp(
-                lambda x, w: conv_transpose(
-                    x,
-                    w,
-                    s,
-                    [(q, q) for q in p],
-                    d,
-                    first(len(s)),
-                    True,
-                    use_consistent_padding=True,
-                    output_padding=r,
-                    feature_group_count=g,
-                    implementation=implementation,
-                ),
+        def f(x, w):
+            return conv_transpose(
                 x,
                 w,
+                s,
+                [(q, q) for q in p],
+                d,
+                oracle.channels_first(len(s)),
+                True,
+                use_consistent_padding=True,
+                output_padding=r,
+                feature_group_count=g,
+                implementation=implementation,
             )
-            return out, *transpose(cotangent)
 
-        with x64():
+        @jax.jit
+        def ours(x, w, cotangent):
+            return util.with_gradients(f, lambda out: cotangent)(x, w)
+
+        with util.x64():
             got = ours(*operands(name), cotangent)
         for a, b in zip(got, want, strict=True):
             check(a, b)
@@ -111,8 +104,9 @@ class TorchTest(parameterized.TestCase):
         sizes = list(itertools.product((13, 14, 15), (8, 9)))
         for o in sizes if implementation == "dilated" else (sizes[0], sizes[-1]):
             want = layer(torch.tensor(x), output_size=o).detach()
-            with x64():
-                got = conv_transpose(x, w, (3, 2), [(1, 1)] * 2, None, first(2), True,
+            with util.x64():
+                got = conv_transpose(x, w, (3, 2), [(1, 1)] * 2, None,
+                                     oracle.channels_first(2), True,
                                      use_consistent_padding=True, output_shape=o,
                                      implementation=implementation)  # fmt: skip
             check(got, want)
@@ -120,7 +114,7 @@ class TorchTest(parameterized.TestCase):
             with self.assertRaises(ValueError):
                 layer(torch.tensor(x), output_size=o)
             with self.assertRaisesRegex(ValueError, "output_shape must be a size that"):
-                conv_transpose(x, w, (3, 2), [(1, 1)] * 2, None, first(2), True,
+                conv_transpose(x, w, (3, 2), [(1, 1)] * 2, None, oracle.channels_first(2), True,
                                use_consistent_padding=True, output_shape=o)  # fmt: skip
 
 
@@ -159,7 +153,7 @@ def onnx_run(attributes, x, w, b=None, implementation="dilated"):
         # output_padding is within these, as high ends.
         onnx_pads(attributes, x.shape[2:], w.shape[2:]),
         attributes.get("dilations"),
-        first(n),
+        oracle.channels_first(n),
         True,
         use_consistent_padding=True,
         output_padding=attributes.get("output_padding"),
@@ -337,7 +331,7 @@ class TensorFlowTest(parameterized.TestCase):
         calls = [*zip(chosen, itertools.cycle(IMPLEMENTATIONS), strict=False)]
         calls += [(largest, implementation) for implementation in IMPLEMENTATIONS]
         for o, implementation in calls:
-            with x64():
+            with util.x64():
                 got = conv_transpose(x, w, s, padding, transpose_kernel=True, output_shape=o,
                                      implementation=implementation)  # fmt: skip
                 check(got, tensorflow(x, w, o, s, padding))

@@ -8,6 +8,7 @@ from absl.testing import absltest, parameterized
 
 import jaxconvt
 from jaxconvt import IMPLEMENTATIONS, conv_transpose
+from tests import oracle
 from tests.interop.compare import random, value_and_cotangents
 from tests.util import x64
 
@@ -46,14 +47,13 @@ def theirs(name):
 def ours(layer, x, implementation):
     """What the layer computes, from its own fields."""
     n = layer.num_spatial_dims
-    kernel_first = ("NCDHW"[: 2 + n], "OIDHW"[: 2 + n], "NCDHW"[: 2 + n])
     out = conv_transpose(
         x[None],
         layer.weight,
         layer.stride,
         layer.padding,
         layer.dilation,
-        kernel_first,
+        oracle.channels_first(n),
         use_consistent_padding=True,
         output_padding=layer.output_padding,
         feature_group_count=layer.groups,

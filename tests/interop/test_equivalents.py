@@ -24,6 +24,7 @@ from absl.testing import absltest, parameterized
 from jax import lax
 
 from jaxconvt import conv_transpose
+from tests import util
 
 README = pathlib.Path(__file__).parents[2] / "benchmarks" / "README.md"
 
@@ -82,12 +83,11 @@ class TorchTest(parameterized.TestCase):
         cotangent = random(*expected.shape, seed=2)
         expected.backward(torch.tensor(cotangent))
         code = table()["PyTorch"].replace("HW", "DHW"[-n:])
-        _, vjp = jax.vjp(
+        both = util.with_gradients(
             lambda x, w: eval(code, {"conv_transpose": conv_transpose}, dict(arguments, x=x, w=w)),
-            jnp.asarray(x),
-            jnp.asarray(w),
+            lambda out: cotangent,
         )
-        for gradient, tensor in zip(vjp(jnp.asarray(cotangent)), (their_x, their_w), strict=True):
+        for gradient, tensor in zip(both(x, w)[1:], (their_x, their_w), strict=True):
             check(gradient, tensor.grad)
 
     @named(*((name, *case) for name, case in TORCH.items()))

@@ -1,7 +1,4 @@
-"""Every implementation against its definition in NumPy, and the convolution it transposes.
-
-Run by test_beside.py, in a process of its own.
-"""
+"""Every implementation against its definition in NumPy, and the convolution it transposes."""
 
 import functools
 import itertools

@@ -1,8 +1,8 @@
-"""Every implementation on eight devices; run by test_beside.py, in a process of its own.
+"""Every implementation on eight devices, which tests/conftest.py makes of one CPU.
 
-To read the collectives of a layer yourself, as `python -m tests.devices` prints them:
+To read the collectives of a layer yourself:
 
-    XLA_FLAGS=--xla_force_host_platform_device_count=8 JAX_PLATFORMS=cpu python -m tests.devices
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.test_sharding
 """
 
 import collections
@@ -11,13 +11,13 @@ import functools
 import itertools
 import math
 import re
-import unittest
 from typing import ClassVar
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import parameterized
 from jax import export, lax
 from jax.experimental import serialize_executable
@@ -39,6 +39,14 @@ from jaxconvt._problem import Config
 from tests import util
 from tests.cases import case
 
+
+def setup_module():
+    """On CPU it is wrong that there are others: tests/conftest.py asks for eight."""
+    found, backend = jax.device_count(), jax.default_backend()
+    if found != 8 and backend != "cpu":
+        pytest.skip(f"Eight devices are needed, and {backend} has {found}; JAX_PLATFORMS=cpu has")
+
+
 LHS, RHS = util.random("lhs", (8, 32, 8, 8)), util.random("rhs", (4, 3, 8, 16))
 # Padded so that the same shifts of lhs reach both phases of the rows, twice as many as lhs's.
 ARGUMENTS = {"strides": (2, 1), "padding": [(3, 1), (1, 1)]}
@@ -48,7 +56,8 @@ DIVIDED = ("strided", "depthwise", "auto")
 REDUCE, PERMUTE, GATHER = "all-reduce", "collective-permute", "all-gather"
 COLLECTIVES = (REDUCE, PERMUTE, GATHER, "reduce-scatter", "all-to-all")
 
-ROWS_AND_COLUMNS = (PERMUTE, REDUCE) if _compat.HAS_PARTITIONING else (PERMUTE, REDUCE, GATHER)
+RULES = "rules of partitioning that we can use"
+ROWS_AND_COLUMNS = (PERMUTE, REDUCE) if util.HAS[RULES] else (PERMUTE, REDUCE, GATHER)
 
 # How lhs and rhs are divided on the 2x4 mesh, and the output with them if nobody says how;
 # whether the value needs no collectives; and which the value with both gradients may have.
@@ -101,12 +110,7 @@ def function(implementation):
 
 def step(f):
     """`f` with both its gradients, for a cotangent that follows the output wherever it is."""
-
-    def value_and_gradients(lhs, rhs):
-        out, vjp = jax.vjp(f, lhs, rhs)
-        return (out, *vjp(jnp.cos(out)))
-
-    return value_and_gradients
+    return util.with_gradients(f, jnp.cos)
 
 
 def compiled(f, operands=None, results=None):
@@ -137,7 +141,9 @@ def collectives(program):
 
 
 def assert_close(got, want, name=""):
-    for label, x, y in zip(("value", "input_grad", "kernel_grad"), got, want, strict=False):
+    """Of values, or of values with both gradients."""
+    labels = ("value", "input_grad", "kernel_grad")[: len(want)]
+    for label, x, y in zip(labels, got, want, strict=True):
         atol = 1e-5 * max(np.abs(y).max(initial=0), 1)
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=atol, err_msg=f"{label} {name}")
 
@@ -154,8 +160,8 @@ class ShardedTest(parameterized.TestCase):
         lhs, rhs, out, silent, allowed = SHARDINGS[name]
         f = function(implementation)
         # Before Shardy, the compiler has to be told where the output is.
-        shardy = getattr(jax.config, "jax_use_shardy_partitioner", True)
-        program = compiled(step(f), (lhs, rhs), None if shardy else (out, lhs, rhs))
+        results = None if util.HAS["Shardy by default"] else (out, lhs, rhs)
+        program = compiled(step(f), (lhs, rhs), results)
         got = program(*jax.device_put((LHS, RHS), (sharding(lhs), sharding(rhs))))
         want, all_flops = one_device(implementation)
         assert_close(got, want, name)
@@ -197,16 +203,16 @@ class ShardedTest(parameterized.TestCase):
         with mock.patch.object(_plan, "_choose", choose):
             divided = jax.device_put((LHS, RHS), (sharding(P("b")), sharding(P())))
             program = jax.jit(function("auto")).lower(*divided).compile()
-        assert_close([program(*divided)], one_device("dilated")[0])
-        self.assertEqual("while" in program.as_text(), _compat.HAS_PARTITIONING)
-        self.assertEqual([call.batch for call in asked], [2 if _compat.HAS_PARTITIONING else 8])
+        assert_close([program(*divided)], one_device("dilated")[0][:1])
+        self.assertEqual("while" in program.as_text(), util.HAS[RULES])
+        self.assertEqual([call.batch for call in asked], [2 if util.HAS[RULES] else 8])
 
     @parameterized.product(implementation=("col2im", "auto"), layer=("dcgan_64", "vnet"))
     def test_divided_output_channels_are_summed_once(self, implementation, layer):
         # In the input gradient, as it is and not what is folded to it, as one device would have it.
         call = BY_NAME[layer]._replace(out=256).call()
         alone = explain(call.lhs, call.rhs, platform="cpu", **call.kwargs)
-        self.assertNotIn(alone.configs["input_grad"], ("dilated", "col2im"))
+        self.assertNotIn(alone.configs["input_grad"], (Config("dilated"), Config("col2im")))
         f = functools.partial(conv_transpose, implementation=implementation, **call.kwargs)
         last = P(*[None] * (len(call.lhs.shape) - 1), ("a", "b"))
         out = jax.eval_shape(f, call.lhs, call.rhs)
@@ -274,8 +280,11 @@ class DividedGroupsTest(parameterized.TestCase):
         for x, y in zip(got, self.on_one_device[key], strict=True):
             np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-4)
 
-    def explicit(self):
-        if not hasattr(jax.sharding, "auto_axes") or not hasattr(jax, "set_mesh"):
+    def types(self, explicit):
+        """Of the axes of the mesh."""
+        if not explicit:
+            return ()
+        if not util.HAS["explicit sharding"]:
             self.skipTest(f"JAX {jax.__version__} has no explicit sharding")
         return (jax.sharding.AxisType.Explicit,)
 
@@ -286,7 +295,7 @@ class DividedGroupsTest(parameterized.TestCase):
     )
     def test_gradient_of_each_example(self, implementation, how):
         n, examples, explicit = how
-        types = self.explicit() if explicit else ()
+        types = self.types(explicit)
         lhs, kernels = self.arrays(n, examples)
 
         def each(name):
@@ -302,7 +311,7 @@ class DividedGroupsTest(parameterized.TestCase):
     )
     def test_kernel_of_each_example(self, implementation, how):
         n, examples, explicit = how
-        types = self.explicit() if explicit else ()
+        types = self.types(explicit)
 
         def each(name):
             f = self.conv(name)
@@ -362,12 +371,8 @@ class DividedGroupsTest(parameterized.TestCase):
         assert_close(jax.jit(inside)(lhs, kernels), want)
 
 
-def shard_map(f, check, **specs):
-    if hasattr(jax, "shard_map"):
-        return jax.shard_map(f, mesh=mesh(), check_vma=check, **specs)
-    from jax.experimental.shard_map import shard_map
-
-    return shard_map(f, mesh(), check_rep=check, **specs)
+def shard_map(f, check, **more):
+    return util.shard_map(f, mesh(), check, **more)
 
 
 class DividedDifferentlyTest(parameterized.TestCase):
@@ -403,8 +408,7 @@ class DividedDifferentlyTest(parameterized.TestCase):
             if specs:
                 divided = map(sharding, specs)
                 lhs, ct = map(lax.with_sharding_constraint, (lhs, ct), divided)
-            out, vjp = jax.vjp(f, lhs, rhs)
-            return (out, *vjp(ct))
+            return util.with_gradients(f, lambda out: ct)(lhs, rhs)
 
         ct = util.cotangent(jax.eval_shape(f, lhs, rhs).shape, "float32")
         want = jax.jit(step)(lhs, rhs, ct)
@@ -412,6 +416,7 @@ class DividedDifferentlyTest(parameterized.TestCase):
             divided = jax.jit(functools.partial(step, specs=specs))
             assert_close(divided(lhs, rhs, ct), want)
 
+    @pytest.mark.xfail(reason="XLA sums over axes divided differently wrongly", strict=False)
     def test_whether_xla_still_has_the_fault(self):
         """A report for XLA, without this package; why one axis of all is summed over."""
         x, y = (util.random(name, (8, 16, 16, 4)) for name in "xy")
@@ -420,17 +425,10 @@ class DividedDifferentlyTest(parameterized.TestCase):
             jax.device_put(z, sharding(spec))
             for z, spec in ((x, P("a", "b")), (y, P(None, "b", "a")))
         ]
-        error = np.max(np.abs(f(*divided) - f(x, y)))
-        print(f"jaxlib sums over axes divided differently {'wrongly' if error > 1 else 'rightly'}.")
+        np.testing.assert_allclose(f(*divided), f(x, y), atol=1e-3)
 
 
-def unsupported(test):
-    """Skips a test of our partitioning rule where there is none."""
-    reason = f"JAX {jax.__version__} has no rules of partitioning that we can use"
-    return unittest.skipUnless(_compat.HAS_PARTITIONING, reason)(test)
-
-
-@unsupported
+@util.needs(RULES)
 class PartitionTest(parameterized.TestCase):
     """The rule by which a face is divided, where it differs from a whole mesh and even parts."""
 
@@ -442,8 +440,7 @@ class PartitionTest(parameterized.TestCase):
 
         def run(lhs, rhs, ct, divide):
             lhs, rhs, ct = map(divide, map(change, (lhs, rhs, ct)), specs)
-            out, vjp = jax.vjp(f, lhs, rhs)
-            return (out, *vjp(ct))
+            return util.with_gradients(f, lambda out: ct)(lhs, rhs)
 
         def divide(x, spec):
             return lax.with_sharding_constraint(x, NamedSharding(over, spec))
@@ -566,9 +563,8 @@ class PartitionTest(parameterized.TestCase):
         assert_close(got, one_device("dilated")[0], name)
         self.assertTrue(got[0].sharding.is_equivalent_to(sharding(out), 4), got[0].sharding)
 
+    @util.needs("jax.set_mesh")
     def test_a_mesh_that_the_user_set_stays_set(self):
-        if not hasattr(jax, "set_mesh"):
-            self.skipTest(f"JAX {jax.__version__} has no jax.set_mesh")
         with jax.set_mesh(mesh()):
             before = jax.sharding.get_abstract_mesh()
             compiled(step(function("auto")), (P("a", "b"), P()))
@@ -581,7 +577,7 @@ class PartitionTest(parameterized.TestCase):
         def label(**more):
             f = functools.partial(conv_transpose, **{**ARGUMENTS, "implementation": "auto", **more})
             text = jax.jit(f).lower(*operands).as_text()
-            return re.findall(r'jaxconvt_call = "(\w+)"', text)
+            return re.findall(r'jaxconvt = "(\w+)"', text)
 
         calls = (
             {},
@@ -626,7 +622,7 @@ class PartitionFaultsTest(parameterized.TestCase):
     def put(self, over, x, *spec):
         return jax.device_put(x, NamedSharding(over, P(*spec)))
 
-    @unsupported
+    @util.needs(RULES)
     def test_lost_update(self):
         """Of groups, with the kernel's channels divided over two axes of the mesh."""
         over = jax.sharding.Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "model"))
@@ -642,8 +638,8 @@ class PartitionFaultsTest(parameterized.TestCase):
         x_ = self.put(over, x, "data", None, "model")
         np.testing.assert_allclose(jax.jit(updated)(w_, x_), updated(w, x, "dilated"), atol=1e-4)
 
-    @unsupported
     @parameterized.parameters("auto", "strided", "col2im", "polyphase")
+    @util.needs(RULES)
     def test_gradient_on_three_axes(self, how):
         over = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 2, 2), ("d", "m", "e"))
         w, ct = util.random("w", (2, 8, 8)), util.random("ct", (8, 8, 8))
@@ -660,7 +656,7 @@ class PartitionFaultsTest(parameterized.TestCase):
         got = f(self.put(over, w, "m", "d", "e"), self.put(over, ct, "d"))
         np.testing.assert_allclose(got, gradient(w, ct, "dilated"), atol=1e-4)
 
-    @unsupported
+    @util.needs(RULES)
     def test_rows_and_columns_by_one_axis(self):
         over = jax.sharding.Mesh(np.array(jax.devices()), ("a",))
         x, w, target = (
@@ -696,7 +692,7 @@ class ShardMapTest(parameterized.TestCase):
         def gradients(lhs, rhs):
             out, dlhs, drhs = step(function(implementation))(lhs, rhs)
             # Where JAX knows that rhs is everywhere the same, so is its gradient.
-            known = check and hasattr(jax, "shard_map")
+            known = check and util.HAS["jax.shard_map"]
             return out, dlhs, drhs if known else lax.psum(drhs, ("a", "b"))
 
         batch = P(("a", "b"))
@@ -710,13 +706,13 @@ class ShardMapTest(parameterized.TestCase):
             return Config("col2im", chunks=2 if call.single_device else 1)
 
         names = {} if all_axes else {"axis_names": {"a"}}
-        if names and not hasattr(jax, "shard_map"):
+        if names and not util.HAS["jax.shard_map"]:
             self.skipTest(f"JAX {jax.__version__} has no jax.shard_map")
         with mock.patch.object(_plan, "_choose", choose):
             f = shard_map(function("auto"), True, in_specs=(P("a"), P()), out_specs=P("a"), **names)
             lowered = jax.jit(f).lower(LHS, RHS)
         self.assertEqual("while" in lowered.as_text(), all_axes)
-        assert_close([lowered.compile()(LHS, RHS)], one_device("auto")[0])
+        assert_close([lowered.compile()(LHS, RHS)], one_device("auto")[0][:1])
 
     def test_temporaries(self):
         lhs, rhs = util.random("lhs", (64, 16, 16, 64)), util.random("rhs", (4, 4, 64, 32))
@@ -798,10 +794,8 @@ class VaryingTest(parameterized.TestCase):
         self.check(form, transform)
 
     @parameterized.product(form=FORMS)
+    @util.needs("jax.shard_map")  # the older one does not sum gradients
     def test_gradients_inside(self, form):
-        if not hasattr(jax, "shard_map"):
-            self.skipTest(f"JAX {jax.__version__} does not sum gradients in a shard_map")
-
         def transform(c, f):
             lhs, rhs, out = self.divided(c, False)
             return shard_map(step(f), True, in_specs=(lhs, rhs), out_specs=(out, lhs, rhs))
@@ -809,10 +803,9 @@ class VaryingTest(parameterized.TestCase):
         self.check(form, transform)
 
     @parameterized.product(form=FORMS, mapped=((0, None), (None, 0), (0, 0)))
+    @util.needs("jax.shard_map")  # the older one has no such product of a shared operand
     def test_vmap_of_shard_map(self, form, mapped):
         """Over the other axis of the mesh, with an operand shared by all."""
-        if not hasattr(jax, "shard_map"):
-            self.skipTest(f"JAX {jax.__version__} itself has no such product of a shared operand")
 
         def transform(c, f):
             inside = shard_map(f, True, in_specs=(P("b"), P()), out_specs=P("b"))
@@ -844,12 +837,8 @@ class VaryingTest(parameterized.TestCase):
         self.check(form, transform, numbers=("plain",))
 
 
+@util.needs("explicit sharding")
 class ExplicitTest(parameterized.TestCase):
-    def setUp(self):
-        super().setUp()
-        if not hasattr(jax.sharding, "auto_axes") or not hasattr(jax, "set_mesh"):
-            self.skipTest(f"JAX {jax.__version__} has no explicit sharding")
-
     @parameterized.product(
         implementation=IMPLEMENTATIONS,
         # Type of axis b; then lhs, rhs, and the output where it does not follow
@@ -876,7 +865,7 @@ class ExplicitTest(parameterized.TestCase):
         self.assertFalse(traced.called)
         self.assertEqual(jax.typeof(eager), jax.typeof(got[0]))
         assert_close(got, one_device(implementation)[0])
-        assert_close([eager], one_device(implementation)[0])
+        assert_close([eager], one_device(implementation)[0][:1])
 
     @EVERY
     def test_without_the_mesh_in_context(self, implementation):
@@ -910,7 +899,7 @@ class ExplicitTest(parameterized.TestCase):
             operands = jax.device_put(LHS, P("a")), jax.device_put(RHS, P())
             over = {"in_specs": (P("a"), P()), "out_specs": P("a"), "axis_names": {"a"}}
             got = jax.jit(jax.shard_map(function(implementation), **over))(*operands)
-        assert_close([got], one_device(implementation)[0])
+        assert_close([got], one_device(implementation)[0][:1])
 
     @EVERY
     def test_ambiguous(self, implementation):
