@@ -4,7 +4,7 @@ import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -136,7 +136,7 @@ def _key(function: str, given: Mapping[str, Any]) -> tuple[Any, ...]:
     )
 
 
-@cache
+@lru_cache(maxsize=64)
 def _name(dtype: Any) -> str:
     """Return a dtype's name, which NumPy takes longer to say."""
     name: str = dtype.name

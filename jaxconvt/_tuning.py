@@ -6,7 +6,7 @@ import platform
 import re
 import warnings
 from dataclasses import dataclass, fields, replace
-from functools import cache, cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -438,7 +438,7 @@ def cpu_kind() -> str:
     return f"{cpu_model()}, {count} core{'s' * (count != 1)}"
 
 
-@cache
+@lru_cache(maxsize=64)
 def cpu_model(cpuinfo: str = "/proc/cpuinfo") -> str:
     """Return the CPU's name by Linux, or else by Python: at least what instructions it has."""
     try:

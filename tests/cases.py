@@ -7,7 +7,7 @@ from jax import lax
 CDN = lax.ConvDimensionNumbers
 
 
-class TuningKey(NamedTuple):
+class Case(NamedTuple):
     """One call: shapes, and arguments by name."""
 
     name: str
@@ -17,7 +17,7 @@ class TuningKey(NamedTuple):
 
 
 def case(name, lhs, rhs, strides, padding, **kwargs):
-    return TuningKey(name, lhs, rhs, {"strides": strides, "padding": padding, **kwargs})
+    return Case(name, lhs, rhs, {"strides": strides, "padding": padding, **kwargs})
 
 
 # Calls that jax.lax takes, and so does ours, with one meaning.

@@ -207,7 +207,7 @@ class ShardedTest(parameterized.TestCase):
         self.assertEqual("while" in program.as_text(), util.HAS[RULES])
         self.assertEqual([call.batch for call in asked], [2 if util.HAS[RULES] else 8])
 
-    @parameterized.product(implementation=("col2im", "auto"), layer=("dcgan_64", "vnet"))
+    @parameterized.product(implementation=("col2im", "auto"), layer=("dcgan_4", "vnet"))
     def test_divided_output_channels_are_summed_once(self, implementation, layer):
         # In the input gradient, as it is and not what is folded to it, as one device would have it.
         call = BY_NAME[layer]._replace(out=256).call()

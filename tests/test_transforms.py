@@ -445,7 +445,7 @@ class TransformsTest(parameterized.TestCase):
 
 def caches():
     """Every cache of the package."""
-    for module in pkgutil.iter_modules(jaxconvt.__path__, "jaxconvt."):
+    for module in pkgutil.walk_packages(jaxconvt.__path__, "jaxconvt."):
         if not module.name.endswith("__main__"):
             for x in vars(importlib.import_module(module.name)).values():
                 if hasattr(x, "cache_parameters"):
