@@ -16,7 +16,7 @@ import onnxruntime
 import torch
 import torch.nn.functional as F
 from absl.testing import absltest, parameterized
-from onnx.backend.test.key.node import convtranspose
+from onnx.backend.test.case.node import convtranspose
 
 from jaxconvt import IMPLEMENTATIONS, conv_transpose
 from tests import oracle, util
