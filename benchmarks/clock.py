@@ -90,14 +90,14 @@ def tasks(arguments: argparse.Namespace, layers: dict[str, Any]) -> Iterator[Tas
 def form_of(
     key: tuple[str, str], layer: dict[str, Any], config: Config
 ) -> tuple[Callable[..., Any], Any, Any]:
-    """A layer of this name and dtype in one form, and what lhs and rhs are."""
+    """Return a layer of this name and dtype in one form, and what lhs and rhs are."""
     example = fit.example_of(key, layer)
     lhs, rhs, spec, _ = call_arguments(example.lhs, example.rhs, **example.kwargs)
     return lambda lhs, rhs: _dispatch.conv(lhs, rhs, spec, config, None, None), lhs, rhs
 
 
 def row(layer: str, face: str, dtype: str, config: Config, seconds: float) -> dict[str, Any]:
-    """A timing as files have it."""
+    """Return a timing as files have it."""
     return {
         "layer": layer,
         "face": face,
@@ -144,7 +144,7 @@ def filled(shapes: Sequence[tuple[int, ...]], dtype: str) -> Iterator[jax.Array]
 
 
 def by_the_wall(several: Sequence[Timed]) -> dict[Task, float]:
-    """The same, in turn: a machine that slows down for a while is slow for all."""
+    """Time in turn: a machine that slows down for a while is slow for all."""
     samplers = {
         timed.task: repeated(
             partial(timed.program, *timed.operands),
@@ -181,7 +181,7 @@ def traces(programs: Sequence[Timed]) -> list[Sequence[Timed]]:
 
 
 def faces(programs: Sequence[Timed]) -> list[Sequence[Timed]]:
-    """The forms of each face together."""
+    """Return the forms of each face together."""
     found = defaultdict(list)
     for timed in programs:
         found[timed.task[:3]].append(timed)
@@ -189,7 +189,7 @@ def faces(programs: Sequence[Timed]) -> list[Sequence[Timed]]:
 
 
 def add_layers(parser: argparse.ArgumentParser) -> None:
-    """The options that say which layers, of a file."""
+    """Return the options that say which layers, of a file."""
     add = parser.add_argument
     add("--layers", nargs="+", metavar="NAME", help="of those in the file; all")
     add("--of", type=Path, default=LAYERS, metavar="FILE", help="with layers (%(default)s)")

@@ -30,14 +30,14 @@ def parser(about: str | None, layers: Iterable[str] = ()) -> argparse.ArgumentPa
 
 
 def about(**more: Any) -> dict[str, Any]:
-    """What figures were measured on, when, and those others that are known."""
+    """Return what figures were measured on, when, and those others that are known."""
     known = {name: value for name, value in more.items() if value}
     today = datetime.date.today().isoformat()
     return {**machine(), "processor": processor(), "date": today, **known}
 
 
 def processor() -> str:
-    """The CPU's model, and its widest vectors: models alone may hide a lot."""
+    """Return the CPU's model, and its widest vectors: models alone may hide a lot."""
     path = Path("/proc/cpuinfo")
     text = path.read_text() if path.exists() else ""
     model = re.search(r"model name\s*: (.*)", text)
@@ -47,7 +47,7 @@ def processor() -> str:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What was measured before; nothing, if there is no such file."""
+    """Return what was measured before; nothing, if there is no such file."""
     return json.loads(path.read_text()) if path.exists() else {}
 
 

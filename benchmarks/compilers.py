@@ -99,7 +99,7 @@ class Program(NamedTuple):
 
 
 def devices(name: str, count: int = 1) -> Any:
-    """Some that are not there, for which programs can be compiled; of "cpu", the host's."""
+    """Return some that are not there, for which programs can be compiled; of "cpu", the host's."""
     jax.config.update("jax_platforms", "cpu")
     if name == "cpu":
         # Read when the first device is asked for.
@@ -115,7 +115,7 @@ def devices(name: str, count: int = 1) -> Any:
 
 
 def compiled(function: Callable[..., Any], operands: Iterable[Any], target: Any) -> str:
-    """The optimized program for a device, as text."""
+    """Return the optimized program for a device, as text."""
     sharding = SingleDeviceSharding(target)
     structs = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in operands]
     text: str = jax.jit(function).lower(*structs).compile().as_text()
@@ -168,7 +168,7 @@ class Counter:
         return Program("".join(sorted(calls)), kernels, flops, bytes_, cost)
 
     def run(self, computation: str, times: int) -> Iterator[tuple[Instruction, int]]:
-        """What is started, and how often."""
+        """Return what is started, and how often."""
         for instruction in self.computations[computation]:
             if instruction.opcode == "while":
                 body = instruction.attribute(r"body=%([\w.-]+)")
@@ -234,7 +234,7 @@ class Counter:
 
 
 def count(text: str, name: str) -> Program:
-    """What a compiled program for a device of `GPUS` or `TPUS` does."""
+    """Return what a compiled program for a device of `GPUS` or `TPUS` does."""
     gpu = None
     if name in GPUS:
         gpu = nearest("cuda", str(GPUS[name]["name"])).known

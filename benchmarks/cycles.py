@@ -55,7 +55,7 @@ class Task(NamedTuple):
 def draw(
     rng: np.random.Generator, name: str, limits: tuple[float, float, int] = LARGEST
 ) -> Layer | None:
-    """A random layer, or None if it is beyond these limits."""
+    """Return a random layer, or None if it is beyond these limits."""
 
     def uneven(most: int) -> int:  # as many small ones as large ones
         return round(math.exp(rng.uniform(0, math.log(most))))

@@ -45,7 +45,7 @@ def mesh(name: str) -> Mesh:
 
 
 def program(implementation: str, division: str, over: Mesh) -> str:
-    """The text of one device's program for the value and both gradients."""
+    """Return the text of one device's program for the value and both gradients."""
 
     def value(lhs: Any, rhs: Any) -> Any:
         return conv_transpose(lhs, rhs, implementation=implementation, **ARGUMENTS)

@@ -97,7 +97,7 @@ def platform(machine: dict[str, Any]) -> Platform:
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Timing]]:
-    """The machine, and the least time of each form."""
+    """Return the machine, and the least time of each form."""
     data = json.loads(path.read_text())
     problems: dict[Any, Any] = {}
     least: dict[Any, float] = defaultdict(lambda: math.inf)
@@ -122,7 +122,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[Timing]]:
 
 
 def example_of(key: tuple[str, str], layer: dict[str, Any]) -> LayerCall:
-    """The call of a layer of this name and dtype."""
+    """Return the call of a layer of this name and dtype."""
     padding = layer["padding"]
     padding = padding if isinstance(padding, str) else tuple(map(tuple, padding))
     shapes = tuple(layer["lhs"]), layer["out"], tuple(layer["kernel"]), tuple(layer["strides"])
@@ -130,7 +130,7 @@ def example_of(key: tuple[str, str], layer: dict[str, Any]) -> LayerCall:
 
 
 def problems_of(key: tuple[str, str], layer: dict[str, Any], machine: dict[str, Any]) -> Any:
-    """The faces of a layer, as costs see them."""
+    """Return the faces of a layer, as costs see them."""
     example = example_of(key, layer)
     lhs, rhs, spec, _ = call_arguments(example.lhs, example.rhs, **example.kwargs)
     cost = cost_of(machine["platform"], machine["device"])
@@ -142,7 +142,7 @@ def problems_of(key: tuple[str, str], layer: dict[str, Any], machine: dict[str, 
 
 
 def fitted(of: Platform, timings: Sequence[Timing]) -> Any:
-    """The constants, from those of `of` on."""
+    """Return the constants, from those of `of` on."""
     timings = [t for t in timings if of.sure(t.problem, t.work)]
     rates, least = of.rates, error(of.cost(of.rates), timings)
     steps, at = of.steps, 0
@@ -242,7 +242,7 @@ def group(t: Timing) -> str:
 
 
 def picks(cost: Cost, timings: Sequence[Timing]) -> Iterator[tuple[Timing, Timing | None]]:
-    """What is picked of each face, and jax.lax's program, if that was timed."""
+    """Return what is picked of each face, and jax.lax's program, if that was timed."""
     faces: dict[Any, dict[Config, Timing]] = defaultdict(dict)
     for t in timings:
         faces[t.layer, t.problem.face, t.dtype][t.config] = t
@@ -253,7 +253,7 @@ def picks(cost: Cost, timings: Sequence[Timing]) -> Iterator[tuple[Timing, Timin
 
 
 def compared(cost: Cost, timings: Sequence[Timing], path: Path) -> None:
-    """Prints how many times as fast the picks are as jax.lax and PyTorch: mean, least, layers."""
+    """Print how many times as fast the picks are as jax.lax and PyTorch: mean, least, layers."""
     torch = {
         (row["layer"], row["face"], row["dtype"]): min(
             [row[layout] for layout in ("channels_first", "channels_last") if row.get(layout)]

@@ -34,7 +34,7 @@ class Instruction(NamedTuple):
 
 
 def shapes(type_: str) -> list[tuple[str, tuple[int, ...]]]:
-    """The arrays of a type."""
+    """Return the arrays of a type."""
     return [
         (dtype, tuple(int(size) for size in sizes.split(",") if size))
         for dtype, sizes in _ARRAY.findall(type_)
@@ -50,7 +50,7 @@ def size_of(type_: str) -> int:
 
 
 def computations(text: str) -> dict[str, list[Instruction]]:
-    """The instructions of each computation; that of the program is "ENTRY"."""
+    """Return the instructions of each computation; that of the program is "ENTRY"."""
     result: dict[str, list[Instruction]] = {}
     for line in text.splitlines():
         if line.endswith("{") and not line.startswith(" "):

@@ -119,7 +119,7 @@ SETTLE = 0.002  # seconds that torch's threads may go on spinning after a call
 
 
 def by_hand(spec: Spec, stuffed: bool, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-    """The layer as one convolution: of a dilated lhs, or of one with zeros put in."""
+    """Return the layer as one convolution: of a dilated lhs, or of one with zeros put in."""
     if spec.transpose_kernel:
         rhs = flip_and_swap(rhs, spec)
     dilation = spec.strides
@@ -142,7 +142,7 @@ def by_hand(spec: Spec, stuffed: bool, lhs: jax.Array, rhs: jax.Array) -> jax.Ar
 
 
 def tuned(call: LayerCall, auto: Fn) -> jaxconvt.Tuning:
-    """What `jaxconvt.autotune` finds for all modes of a layer."""
+    """Return what `jaxconvt.autotune` finds for all modes of a layer."""
     out = jax.eval_shape(auto, call.lhs, call.rhs)
 
     def every(*operands: jax.Array) -> Any:
@@ -165,7 +165,7 @@ def functions(call: LayerCall, spec: Spec, tune: bool = False) -> dict[str, Fn]:
 
 
 def in_mode(f: Fn, mode: str) -> Fn:
-    """The function of lhs, rhs and cotangent that a mode times."""
+    """Return the function of lhs, rhs and cotangent that a mode times."""
     return step(f) if mode == "step" else face_of(f, FACES[MODES.index(mode)])
 
 
@@ -208,7 +208,7 @@ def medians(
 
 
 def disagreement(got: Iterable[Any], expected: Iterable[np.ndarray], most: float) -> str:
-    """What is wrong with results, if anything."""
+    """Return what is wrong with results, if anything."""
     for x, y in zip(got, expected, strict=True):
         if x.shape != y.shape:
             return f"shape {x.shape} for {y.shape}"
@@ -487,7 +487,7 @@ def measure(
 
 
 def by_the_wall_clock(row: Row) -> Row:
-    """A row that has no other times, nor have its runs."""
+    """Return a row that has no other times, nor have its runs."""
     row = {**row, "clock": WALL}
     row["seconds"] = row.pop("wall_seconds", row["seconds"])
     if "runs" in row:
@@ -498,7 +498,7 @@ def by_the_wall_clock(row: Row) -> Row:
 
 
 def merged(rows: Sequence[Row]) -> Row:
-    """A layer's row, of those of its runs: the medians, and what they are of."""
+    """Return a layer's row, of those of its runs: the medians, and what they are of."""
     if any(row["clock"] == WALL for row in rows):  # the device's clock may stop on the way
         rows = list(map(by_the_wall_clock, rows))
     keys = [key for key in ("seconds", "wall_seconds") if key in rows[0]]
@@ -525,7 +525,7 @@ def merged(rows: Sequence[Row]) -> Row:
 
 
 def entry_seconds(row: Row, mode: str, name: str) -> float | None:
-    """An entry's seconds; those of torch's faster layout; those of the best implementation."""
+    """Return the seconds of an entry, of torch's faster layout, or of the best implementation."""
     seconds = row["seconds"][mode]
     if name == TORCH:
         return min((t for key, t in seconds.items() if key.startswith(TORCH)), default=None)
@@ -549,7 +549,7 @@ Figures = Callable[[Iterable[Row]], dict[str, float]]  # of each layer that has 
 
 
 def mean_of_runs(rows: Sequence[Row], figures: Figures) -> tuple[float, ...]:
-    """The geometric mean over the layers: its median over the runs, and its least and most.
+    """Return the geometric mean over the layers: its median over the runs, and its least and most.
 
     It is one figure if the rows don't say what each run measured.
     """
@@ -600,7 +600,7 @@ def compile_time(rows: Iterable[Row]) -> dict[str, float]:
 
 
 def summary(variant: str, tables: dict[str, Any]) -> str:
-    """A table in a few lines, all geometric means over its layers."""
+    """Return a table in a few lines, all geometric means over its layers."""
     rows = tables[variant]["rows"]
     clocks = dict.fromkeys([CLOCKS[row.get("clock", WALL)] for row in rows])
     lines = [
@@ -652,7 +652,7 @@ def summary(variant: str, tables: dict[str, Any]) -> str:
 
 
 def line(row: Row, mode: str) -> str:
-    """A row of the table that is printed on the way, in milliseconds."""
+    """Return a row of the table that is printed on the way, in milliseconds."""
     names = (REFERENCE, *jaxconvt.IMPLEMENTATIONS, TUNED, STUFFED, TORCH, FLOOR)
     cells = ""
     for name in names:

@@ -63,7 +63,7 @@ def panel(axes: Axes, rows: list[dict[str, Any]], mode: str) -> None:
 
 
 def clocked(path: Path, variant: str) -> dict[str, Any]:
-    """A table like those of layers.py."""
+    """Return a table like those of layers.py."""
     machine, timings = fit.read(path)
     of = fit.platform(machine)
     timings = [t for t in timings if t.dtype == variant and t.layer in BY_NAME]

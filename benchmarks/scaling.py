@@ -48,7 +48,7 @@ GROWING: dict[str, tuple[int | None, int | None, int | None]] = {
 
 
 def grown(layer: Layer, what: str, times: int) -> Layer:
-    """The layer for so many devices."""
+    """Return the layer for so many devices."""
     n, rows, *rest = layer.lhs
     if what == "images":
         return layer._replace(lhs=(n * times, rows, *rest))

@@ -57,7 +57,7 @@ def channels_last(n):
 
 
 def channels_first(n):
-    """The layout of PyTorch and ONNX."""
+    """Return the layout of PyTorch and ONNX."""
     spatial = "".join(chr(ord("a") + j) for j in range(n))
     return f"NC{spatial}", f"OI{spatial}", f"NC{spatial}"
 
@@ -191,7 +191,7 @@ def exact(x):
 
 
 def conv_transpose(lhs, rhs, *args, **kwargs):
-    """The result, in float64, complex128 or int64; of bools as of the numbers 0 and 1."""
+    """Return the result, in float64, complex128 or int64; of bools as of the numbers 0 and 1."""
     call = _Problem(np.shape(lhs), np.shape(rhs), *args, **kwargs)
     lhs, rhs = call.read_lhs(exact(lhs)), call.read_rhs(exact(rhs))
     out = np.zeros((lhs.shape[0], *call.out_sizes, call.groups, rhs.shape[-1]), lhs.dtype)
@@ -201,7 +201,7 @@ def conv_transpose(lhs, rhs, *args, **kwargs):
 
 
 def vjp(lhs, rhs, cotangent, *args, **kwargs):
-    """The cotangents of lhs and rhs, in float64 or complex128."""
+    """Return the cotangents of lhs and rhs, in float64 or complex128."""
     call = _Problem(np.shape(lhs), np.shape(rhs), *args, **kwargs)
     lhs, rhs, u = call.read_lhs(exact(lhs)), call.read_rhs(exact(rhs)), exact(cotangent)
     u = call.read_out(u)

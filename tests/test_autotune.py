@@ -47,7 +47,7 @@ def conv(lhs, rhs, implementation="auto", **more):
 
 @contextlib.contextmanager
 def clocked(seconds_of, clock=lambda: 0.0):
-    """A sample of these picks takes these seconds, by a clock that else stands still."""
+    """Have a sample of these picks take these seconds, by a clock that else stands still."""
     in_turn = _measure.in_turn
 
     def faked(samplers, *args):
@@ -73,12 +73,12 @@ def value_tuning(config=COL2IM, seconds=0.5):
 
 
 def words(printed):
-    """What is printed, however its lines are broken."""
+    """Return what is printed, however its lines are broken."""
     return " ".join(str(printed).split())
 
 
 def found(f, *args):
-    """What each measured case is of: its kind and its sizes n, g, i and j."""
+    """Return what each measured case is of: its kind and its sizes n, g, i and j."""
     with mock.patch.object(_benchmark, "fastest", lambda case, *_: (pick(case), [])):
         picks = jaxconvt.autotune(f, *args).measurements
     return sorted(
@@ -553,7 +553,7 @@ class ClockTest(parameterized.TestCase):
         self.enter_context(mock.patch.object(_clock, "ProfileData", object()))
 
     def traces(self, seconds_of):
-        """The device takes so many seconds for so many calls of a program of this text."""
+        """Have the device take so many seconds for so many calls of a program of this text."""
 
         def busy(calls, number):
             call, _, count = calls.args
@@ -955,7 +955,7 @@ class VerboseTest(parameterized.TestCase):
         self.enter_context(mock.patch.object(_benchmark, "fastest", measured))
 
     def said(self, terminal, f=conv, **how):
-        """What is written to stderr, and what is logged."""
+        """Return what is written to stderr, and what is logged."""
         stderr = io.StringIO()
         stderr.isatty = lambda: terminal
         with mock.patch.object(sys, "stderr", stderr), self.assertLogs("jaxconvt", "INFO") as logs:

@@ -57,7 +57,7 @@ def losses():
 
 
 def initialize(index, address):
-    """Makes this process one of all, before it uses a device."""
+    """Make this process one of all, before it uses a device."""
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(address, PROCESSES, int(index), initialization_timeout=SECONDS // 2)
 
@@ -76,7 +76,7 @@ def free_port():
 
 
 def run_all(module, *arguments, devices=1, seconds=SECONDS):
-    """What each process prints, in order; none is left behind.
+    """Return what each process prints, in order; none is left behind.
 
     Each runs a module with these arguments, and those of `initialize`, on so many devices.
     """

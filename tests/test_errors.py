@@ -52,7 +52,7 @@ def traced(name, shown, arguments, instead="Python numbers"):
 
 
 def sequence(name):
-    """What is no sequence of two integers; strides, dilations and the output's sizes alike."""
+    """Return what is no sequence of two integers, for strides, dilations and sizes alike."""
     wanted = f"{name} must be a sequence of 2 integers, one for each spatial dimension"
     held = f"{name} must hold integers"
     f64 = np.float64(2)
@@ -461,7 +461,7 @@ def outcome(row, arguments):
 
 
 def failure(row):
-    """The same, with arrays as they are and as tracers."""
+    """Return the same calls, with arrays as they are and as tracers."""
 
     def while_tracing(integer, arrays):
         given = row.arguments(integer) if callable(row.arguments) else row.arguments

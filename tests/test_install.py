@@ -47,18 +47,18 @@ def call(lhs, rhs, **kwargs):
 
 
 def text(function, *args):
-    """The program that a call of a jitted function runs, without its name."""
+    """Return the program that a call of a jitted function runs, without its name."""
     return re.sub(r"module @\w+", "module @f", function.lower(*args).as_text())
 
 
 def lowered(function=call, **kwargs):
-    """What a new trace gets; the same text for the same implementation."""
+    """Return what a new trace gets; the same text for the same implementation."""
     return text(jax.jit(lambda lhs, rhs: function(lhs, rhs, **kwargs)), *operands())
 
 
 @functools.cache
 def programs():
-    """That of every implementation, and of jax.lax itself."""
+    """Return that of every implementation, and of jax.lax itself."""
     texts = {"jax.lax": lowered(functools.partial(ORIGINAL, strides=(2, 2), padding="SAME"))}
     for implementation in util.IMPLEMENTATIONS:
         with jaxconvt.installed(implementation):
@@ -468,7 +468,7 @@ class OthersTest(parameterized.TestCase):
 
 
 def another(module):
-    """The same module, as if imported once more."""
+    """Return the same module, as if imported once more."""
     spec = importlib.util.find_spec(module.__name__)
     result = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(result)
@@ -897,7 +897,7 @@ class StaxTest(parameterized.TestCase):
         )
 
     def train(self, implementation, steps=5):
-        """The output, the gradients, and the losses of a short training."""
+        """Return the output, the gradients, and the losses of a short training."""
         init, apply = self.model()
         shape, params = init(jax.random.PRNGKey(0), (3, 7))
         x = util.random("x", (3, 7))

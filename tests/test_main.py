@@ -107,7 +107,7 @@ class ReportTest(parameterized.TestCase):
         self.assertIn(arguments[0], err)
 
     def wrong(self, change, *implementations):
-        """Makes results of the implementations differ."""
+        """Make results of the implementations differ."""
 
         def conv_transpose(*args, implementation, **kwargs):
             out = lax.conv_transpose(*args, strides=(2, 2), padding="SAME")
@@ -155,7 +155,7 @@ class ReportTest(parameterized.TestCase):
         self.assertRegex(out, r"dcgan_rgb +[\d.]+ +same +1.0x ")
 
     def on_gpu(self, *arguments, lost_at=math.inf):
-        """The report as if the CPU were a GPU, on which jax.lax takes 5 times as long."""
+        """Run the report as if the CPU were a GPU, on which jax.lax takes 5 times as long."""
         gpu = types.SimpleNamespace(platform="gpu", id=0)
         self.monkeypatch.setattr(report, "Clock", lambda device: _clock.Clock(gpu))
         self.monkeypatch.setattr(_clock, "ProfileData", object())
@@ -221,7 +221,7 @@ class ReportTest(parameterized.TestCase):
         self.assertIn("failed: RuntimeError: out of memory\n", out)
 
     def faked(self, seconds_of, *arguments):
-        """The report by a clock that shows these seconds, by name, run and round.
+        """Run the report by a clock that shows these seconds, by name, run and round.
 
         Of "col2im", as "auto" may be jax.lax's program.
         """

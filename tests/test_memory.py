@@ -67,7 +67,7 @@ class Face:
 
 
 def draw(rng):
-    """A random face, or None if it can't be made, or is too large or too small."""
+    """Return a random face, or None if it can't be made, or is too large or too small."""
     n, groups = rng.choice([1, 1, 2, 2, 2, 3, 3]), 1
     several = rng.random() < 0.85
     taps, strides, dilation = (

@@ -137,7 +137,7 @@ ARGUMENTS = (
 
 
 def absent_mesh():
-    """A context with a mesh of no devices, where this JAX has such."""
+    """Return a context with a mesh of no devices, where this JAX has such."""
     if not util.HAS["jax.sharding.use_abstract_mesh"]:
         return contextlib.nullcontext()
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2,), ("x",)))

@@ -26,7 +26,7 @@ def small_integers(seed, shape):
 
 
 def forward_pads(padding, size, e, s):
-    """What a forward convolution pads an axis of this size with."""
+    """Return what a forward convolution pads an axis of this size with."""
     if not isinstance(padding, str):
         return padding
     if padding == "VALID":
@@ -49,7 +49,7 @@ def program(run, f, group):
 
 class OracleTest(parameterized.TestCase):
     def assert_case(self, c, lhs, rhs, value, gradients=(), summed_wide=True):
-        """A result, and cotangents of `util.cotangent`, are the oracle's but for rounding."""
+        """Hold a result, and cotangents of `util.cotangent`, to the oracle's but for rounding."""
         n = util.terms(c)
         lhs, rhs = oracle.exact(lhs), oracle.exact(rhs)
         want, scale = (
@@ -471,7 +471,7 @@ class GradientTest(parameterized.TestCase):
     )
     def test_identity(self, implementation, padding):
         def both(size, k, s, d, groups, lhs, rhs):
-            """The cotangent of a forward convolution's input, by autodiff and by ours."""
+            """Return the cotangent of a forward convolution's input, by autodiff and by ours."""
             e = (k - 1) * d + 1
             name = padding if isinstance(padding, str) else padding[0]
             pads = [forward_pads(name, size, e, s)]

@@ -33,7 +33,7 @@ def explained(name, platform="cpu", **kwargs):
 
 
 def decided(name, face, platform, both_gradients=False):
-    """The `Problem` of one face of a layer, and what auto picks for it."""
+    """Return the `Problem` of one face of a layer, and what auto picks for it."""
     arguments = BY_NAME[name].call()
     lhs, rhs, spec, _ = _explain.call_arguments(arguments.lhs, arguments.rhs, **arguments.kwargs)
     call = _spec.problems_of(lhs, rhs, spec, lhs.dtype, platform)[face]
@@ -82,7 +82,7 @@ def modules(call, platforms, implementation="auto"):
 
 
 def lhs_dilations(module):
-    """What the convolutions of a module are dilated by, where any is."""
+    """Return what the convolutions of a module are dilated by, where any is."""
     found = re.findall(r"lhs_dilat(?:e|ion) = (?:\[|array<i64: )([\d, ]+)", module)
     return [d for d in found if set(d) - set("1, ")]
 

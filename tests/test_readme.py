@@ -24,20 +24,20 @@ ADDRESSES = ROOT / ".ci" / "addresses.py"
 
 
 def examples():
-    """The code of each, and its line, so that an error is reported there."""
+    """Return the code of each, and its line, so that an error is reported there."""
     text = README.read_text()
     for block in re.finditer(r"^```python\n(.*?)^```", text, re.M | re.S):
         yield text[: block.start(1)].count("\n"), block[1]
 
 
 def lacking(code):
-    """The modules that it imports and that are not installed."""
+    """Return the modules that it imports and that are not installed."""
     modules = re.findall(r"^(?:import|from) (\w+)", code, re.M)
     return {name for name in modules if not importlib.util.find_spec(name)}
 
 
 def write(directory):
-    """Writes each as a file, for type checkers; lines have the numbers that they have here."""
+    """Write each as a file, for type checkers; lines have the numbers that they have here."""
     for at, code in examples():
         for name in lacking(code):
             code = re.sub(rf"^((import|from) {name}\b.*)", r"\1  # type: ignore", code, flags=re.M)
@@ -45,7 +45,7 @@ def write(directory):
 
 
 def relative_links(file):
-    """The files that its links and pictures show."""
+    """Return the files that its links and pictures show."""
     return re.findall(r"\]\(([^)#:]+)[)#]", file.read_text())
 
 

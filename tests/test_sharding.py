@@ -86,13 +86,13 @@ SHARDINGS = {
 
 
 def mesh(*types):
-    """The 2x4 mesh, of axes a and b; `types` on versions of JAX whose axes have types."""
+    """Return the 2x4 mesh, of axes a and b; `types` on versions of JAX whose axes have types."""
     devices = np.array(jax.devices()).reshape(2, 4)
     return jax.sharding.Mesh(devices, ("a", "b"), **({"axis_types": types} if types else {}))
 
 
 def sharding(spec):
-    """A spec in which "ab" means both axes of the mesh."""
+    """Return a spec in which "ab" means both axes of the mesh."""
     return NamedSharding(mesh(), P(*[("a", "b") if axis == "ab" else axis for axis in spec]))
 
 
@@ -114,7 +114,7 @@ def step(f):
 
 
 def compiled(f, operands=None, results=None):
-    """The program of `f` for each device, its operands and results sharded by these specs."""
+    """Return each device's program of `f`, its operands and results sharded by these specs."""
     shardings = {}
     for name, specs in (("in_shardings", operands), ("out_shardings", results)):
         if specs is not None:
@@ -124,7 +124,7 @@ def compiled(f, operands=None, results=None):
 
 @functools.cache
 def one_device(implementation):
-    """What one device makes of value and gradients, and with how many FLOPs."""
+    """Return what one device makes of value and gradients, and with how many FLOPs."""
     program = compiled(step(function(implementation)))
     return [np.asarray(x) for x in program(LHS, RHS)], flops(program)
 

@@ -48,7 +48,7 @@ EACH = parameterized.parameters(
 
 
 def setup(implementation, name):
-    """The function of a case, and two operands with two tangents, all of small integers."""
+    """Return the function of a case, and two operands with two tangents, all of small integers."""
     c = CASES[name]
     f = functools.partial(conv_transpose, **c.kwargs, implementation=implementation)
     pairs = [

@@ -73,12 +73,12 @@ def x64(enabled=True):
 
 
 def for_dtype(dtype):
-    """The context in which JAX has this dtype."""
+    """Return the context in which JAX has this dtype."""
     return x64() if dtype in WIDE else contextlib.nullcontext()
 
 
 def random(seed, shape, dtype="float32"):
-    """Normal numbers, or integers over the whole range; the same for the same seed."""
+    """Return normal numbers, or integers over the whole range; the same for the same seed."""
     rng = np.random.default_rng(zlib.crc32(f"{seed}{shape}".encode()))
     dtype = jnp.dtype(dtype)
     if dtype.kind == "b":
@@ -163,7 +163,7 @@ def with_gradients(f, cotangent_of=lambda out: cotangent(out.shape, out.dtype)):
 
 
 def value_and_gradients(f, c, lhs, rhs):
-    """The result of a case, and the cotangents of both operands."""
+    """Return the result of a case, and the cotangents of both operands."""
     return with_gradients(functools.partial(f, **c.kwargs))(lhs, rhs)
 
 
@@ -212,12 +212,12 @@ def assert_close(got, want, scale, terms, name="", summed_wide=True):
 
 
 def terms(c):
-    """A bound on the number of products in any sum of a case, gradients included."""
+    """Return a bound on the number of products in any sum of a case, gradients included."""
     return int(np.prod(c.lhs) + np.prod(c.rhs))
 
 
 def equations(f, *args):
-    """The equations of a jaxpr, those inside a call in its place."""
+    """Return the equations of a jaxpr, those inside a call in its place."""
 
     def walk(jaxpr):
         for equation in jaxpr.eqns:
@@ -238,7 +238,7 @@ def primitives(f, *args):
 
 
 def convolution(f, *args):
-    """The only convolution of a jaxpr: operand and result types and parameters, as text."""
+    """Return the only convolution of a jaxpr: operand and result types and parameters, as text."""
     (found,) = [
         equation
         for equation in equations(f, *args)
@@ -250,7 +250,7 @@ def convolution(f, *args):
 
 
 def precisions(f, *args):
-    """What each operand of each product is asked for, by the arguments of `f` it is made of.
+    """Return what each operand of each product is asked for, by the arguments of `f` it is made of.
 
     Inside of our own primitive, too, as it is lowered for one CPU.
     """

@@ -22,7 +22,7 @@ FORWARD = (("dcgan_4", "kernel_grad"), ("istft", "kernel_grad"))
 
 
 def example(ci, co, flip, channels_first):
-    """A layer of which XLA:GPU moves the reverse of the kernel where one side has one channel."""
+    """Return a layer of which XLA:GPU moves the kernel's reverse if one side has one channel."""
     lhs, rhs = (4, 40, 200, ci), (3, 32, co, ci) if flip else (3, 32, ci, co)
     kwargs = {
         "strides": (1, 16),

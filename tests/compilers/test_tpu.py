@@ -37,7 +37,7 @@ def layer(lhs, rhs, strides, padding="SAME", **more):
 
 
 def draw(rng):
-    """A random layer, or None if it is too large; some with the spatial axes last."""
+    """Return a random layer, or None if it is too large; some with the spatial axes last."""
     drawn = cycles.draw(rng, "random", LARGEST)
     return drawn and drawn.call("bfloat16", channels_first=rng.random() < 0.3)
 
@@ -65,7 +65,7 @@ CHANNELS = [
 
 
 def others(call):
-    """The modes that auto does not leave to XLA's own program, each alone.
+    """Return the modes that auto does not leave to XLA's own program, each alone.
 
     One that it leaves has the program of jax.lax: a test below.
     """
@@ -76,7 +76,7 @@ def others(call):
 
 
 def count(call, mode, implementation):
-    """What is counted in the program of one mode."""
+    """Return what is counted in the program of one mode."""
     (made,) = [rest for name, *rest in compilers.programs(call, implementation) if name == mode]
     return compilers.count(compilers.compiled(*made, *compilers.devices("v5e")), "v5e")
 

@@ -31,7 +31,7 @@ def _dilate(i, s):
 
 @st.composite
 def calls(draw, dtypes=FLOATS + OTHERS, dimensions=(0, 4)):
-    """Calls that must be accepted."""
+    """Return calls that must be accepted."""
     n = draw(st.integers(*dimensions))
     small = 5 if n < 3 else 3
 
@@ -123,7 +123,7 @@ BOUNDS = tuple(2**power + more for power in (31, 32, 61, 62, 63) for more in (-2
 
 @st.composite
 def large(draw):
-    """Calls, legal or not, whose numbers are near the bounds; as shapes and arguments."""
+    """Return calls, legal or not, whose numbers are near the bounds; as shapes and arguments."""
     n = draw(st.integers(1, 3))
 
     def numbers(low):

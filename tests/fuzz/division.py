@@ -96,7 +96,7 @@ def draw(rng: np.random.Generator) -> Program:
 
 
 def run(p: Program, implementation: str | None = None):
-    """What the program computes, and what it ought to; an array each, or two."""
+    """Return what the program computes, and what it ought to; an array each, or two."""
     rng = np.random.default_rng(p.seed)
     lhs, rhs = (rng.standard_normal(shape).astype("float32") for shape in p.shapes())
     kwargs = dict(p.kwargs)
@@ -191,7 +191,7 @@ LAX_FAILS = "fails by jax.lax, too"
 
 
 def problem(p: Program) -> str:
-    """What is wrong with what a program computes, or "" """
+    """Return what is wrong with what a program computes, or "" """
     try:
         return wrong(*run(p))
     except Exception as error:

@@ -31,7 +31,7 @@ def installed(implementation):
 
 
 def check(got, want, implementation, rtol=2e-5):
-    """The same to the bit by "dilated", and within rounding by any other; any pytrees."""
+    """Be the same to the bit by "dilated", and within rounding by any other; any pytrees."""
     if jax.tree.structure(got) != jax.tree.structure(want):
         raise AssertionError(f"{jax.tree.structure(got)} is not {jax.tree.structure(want)}")
     for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
@@ -64,7 +64,7 @@ def _without(compute, *args):
 
 
 def value_and_cotangents(f, *args):
-    """The value of a function and the cotangents of its arguments, as one program."""
+    """Return the value of a function and the cotangents of its arguments, as one program."""
     return jax.jit(util.with_gradients(f))(*args)
 
 

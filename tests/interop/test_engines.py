@@ -122,7 +122,7 @@ class TorchTest(parameterized.TestCase):
 
 
 def onnx_pads(attributes, size, kernel):
-    """The operator's rules for where its padding comes from, as (low, high) of each axis."""
+    """Return the operator's rules for where its padding comes from, as (low, high) of each axis."""
     n = len(size)
     strides, dilations = (attributes.get(a, [1] * n) for a in ("strides", "dilations"))
     extra = attributes.get("output_padding", [0] * n)
@@ -144,7 +144,7 @@ def onnx_pads(attributes, size, kernel):
 
 
 def onnx_run(attributes, x, w, b=None, implementation="dilated"):
-    """The operator by our function."""
+    """Return the operator by our function."""
     n = x.ndim - 2
     out = conv_transpose(
         x,
@@ -169,7 +169,7 @@ def attributes_of(node):
 
 
 def model_of(node, inputs, n):
-    """A model of one node, for operands of these values; `n` is the output's rank."""
+    """Return a model of one node, for operands of these values; `n` is the output's rank."""
     make = onnx.helper
     value = functools.partial(make.make_tensor_value_info, elem_type=onnx.TensorProto.FLOAT)
     given = [value(k, shape=x.shape) for k, x in zip(node.input, inputs, strict=True)]
@@ -236,7 +236,7 @@ RUNTIME = {
 
 
 def run_node(node, inputs, n):
-    """What ONNX Runtime returns."""
+    """Return what ONNX Runtime returns."""
     session = onnxruntime.InferenceSession(
         model_of(node, inputs, n).SerializeToString(), providers=["CPUExecutionProvider"]
     )
@@ -279,7 +279,7 @@ class OnnxTest(parameterized.TestCase):
 
 
 def tensorflow_size(o, k, s, padding):
-    """The size that `tf.nn.convolution` takes `o` to."""
+    """Return the size that `tf.nn.convolution` takes `o` to."""
     return math.ceil(o / s) if padding == "SAME" else math.ceil((o - k + 1) / s)
 
 

@@ -45,7 +45,7 @@ def theirs(name):
 
 
 def ours(layer, x, implementation):
-    """What the layer computes, from its own fields."""
+    """Return what the layer computes, from its own fields."""
     n = layer.num_spatial_dims
     out = conv_transpose(
         x[None],

@@ -37,7 +37,7 @@ def table():
 
 
 def ours(row, n=2, **names):
-    """The README's code for a row, in `n` dimensions, with these values."""
+    """Return the README's code for a row, in `n` dimensions, with these values."""
     code = table()[row].replace("HW", "DHW"[-n:])
     return np.asarray(eval(code, {"conv_transpose": conv_transpose, **names}))
 
@@ -171,7 +171,7 @@ class TensorFlowTest(parameterized.TestCase):
 
 class OnnxTest(parameterized.TestCase):
     def expected(self, x, w, **attributes):
-        """What both the specification's evaluator and ONNX Runtime return."""
+        """Return what both the specification's evaluator and ONNX Runtime return."""
         value = functools.partial(
             onnx.helper.make_tensor_value_info, elem_type=onnx.TensorProto.FLOAT
         )

@@ -70,7 +70,7 @@ def layer(name):
 
 
 def operation(name):
-    """A function of `keras.ops` that makes a transposed convolution, and its cotangents."""
+    """Return a function of `keras.ops` that makes a transposed convolution, and its cotangents."""
     x, w = random(2, 5, 6, 3), random(3, 4, 8, 3, seed=1)
     columns = random(2, 3 * 3 * 2, 4 * 3, seed=2)
     function, *arguments = {
@@ -94,7 +94,7 @@ def operation(name):
 
 
 def train():
-    """The history of `fit` of a small decoder, and what it predicts afterwards."""
+    """Return the history of `fit` of a small decoder, and what it predicts afterwards."""
     keras.utils.set_random_seed(0)
     model = keras.Sequential(
         [
