@@ -3,14 +3,12 @@
 import argparse
 import datetime
 import json
-import platform
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from jaxconvt._layers import BY_NAME
-from jaxconvt._measure import machine
+from jaxconvt._machine import cpu_model, cpuinfo, machine
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -38,12 +36,9 @@ def about(**more: Any) -> dict[str, Any]:
 
 def processor() -> str:
     """Return the CPU's model, and its widest vectors: models alone may hide a lot."""
-    path = Path("/proc/cpuinfo")
-    text = path.read_text() if path.exists() else ""
-    model = re.search(r"model name\s*: (.*)", text)
+    text = cpuinfo()
     widest = [name for name in ("amx_tile", "avx512f", "avx2", "asimd") if f" {name}" in text][:1]
-    name = model[1] if model else platform.processor() or platform.machine()
-    return " ".join([name, *widest])
+    return " ".join([cpu_model(), *widest])
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -28,7 +28,8 @@ from benchmarks import clock, common, compilers, fit
 from jaxconvt import _geometry, _plan
 from jaxconvt._costs.tpu import CYCLE
 from jaxconvt._layers import Layer
-from jaxconvt._measure import face_of, machine
+from jaxconvt._machine import machine
+from jaxconvt._measure import face_of
 from jaxconvt._problem import Config
 from jaxconvt._words import first_line
 

@@ -71,12 +71,12 @@ from benchmarks import common
 from jaxconvt._clock import Clock
 from jaxconvt._explain import call_arguments
 from jaxconvt._layers import BY_NAME, Layer, LayerCall
+from jaxconvt._machine import cores
 from jaxconvt._measure import (
     REFERENCE,
     VERY_SLOW,
     Sampler,
     called,
-    cores,
     difference,
     face_of,
     in_turn,

@@ -1,5 +1,7 @@
 """Transposed convolution for JAX: `jax.lax.conv_transpose` to the bit, and what it lacks."""
 
+__version__ = "0.1.0"
+
 from jaxconvt._api import conv_transpose
 from jaxconvt._autotune import autotune
 from jaxconvt._explain import Explanation, explain
@@ -9,8 +11,6 @@ from jaxconvt._problem import Config
 from jaxconvt._taken import InstalledCall, InstalledCalls
 from jaxconvt._tuning import Measurement, Tuning, TuningKey
 from jaxconvt._types import IMPLEMENTATIONS, Implementation
-
-__version__ = "0.1.0"
 
 __all__ = [
     "IMPLEMENTATIONS",

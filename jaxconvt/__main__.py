@@ -22,6 +22,7 @@ import numpy as np
 import jaxconvt
 from jaxconvt._clock import Clock
 from jaxconvt._layers import BY_NAME, LAYERS, Layer
+from jaxconvt._machine import machine
 from jaxconvt._measure import (
     NOISY,
     REFERENCE,
@@ -31,7 +32,6 @@ from jaxconvt._measure import (
     difference,
     in_turn,
     least_of,
-    machine,
     positive,
     reference,
     runs_of,

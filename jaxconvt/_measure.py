@@ -1,8 +1,6 @@
 """Measurement, for the report and the benchmarks: results compared, and times in turn."""
 
 import math
-import os
-import platform
 import random
 import re
 import statistics
@@ -15,9 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxlib.version import __version__ as jaxlib_version
 
-from jaxconvt import __version__
 from jaxconvt._layers import Layer
 from jaxconvt._numerics import real_part
 
@@ -323,24 +319,3 @@ def tolerance(dtype: str, on_cpu: bool | None = None) -> float:
     if not jnp.issubdtype(known, jnp.inexact):
         return 0.0
     return FLOAT8 if known.itemsize < 2 else TOLERANCES[known.name][not on_cpu]
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def machine() -> dict[str, Any]:
-    """Return what the figures were measured on."""
-    device = jax.devices()[0]
-    return {
-        "jaxconvt": __version__,
-        "jax": jax.__version__,
-        "jaxlib": jaxlib_version,
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "cores": cores(),
-        "backend": jax.default_backend(),
-        "device": device.device_kind,
-        "devices": jax.device_count(),
-    }

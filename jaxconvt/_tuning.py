@@ -2,12 +2,9 @@
 
 import json
 import math
-import platform
-import re
 import warnings
 from dataclasses import dataclass, fields, replace
-from functools import cached_property, lru_cache
-from pathlib import Path
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +14,7 @@ from jaxlib.version import __version__ as jaxlib_version
 
 from jaxconvt._geometry import Axes, Axis, Size
 from jaxconvt._lowerings import LOWERINGS
+from jaxconvt._machine import cpu_kind
 from jaxconvt._problem import Config, Sizes
 from jaxconvt._tables import Table
 from jaxconvt._words import of_a_file, shorten, show
@@ -428,25 +426,6 @@ def precision_text(precision: Any, default_precision: Any) -> str:
         return "" if default_precision is None else str(default_precision)
     parts = precision if isinstance(precision, tuple) else (precision,)
     return ", ".join([str(getattr(part, "name", part)) for part in parts])
-
-
-def cpu_kind() -> str:
-    """Return the model of this machine's CPU, and how many cores this process may use."""
-    from jaxconvt._measure import cores  # late, as few need what it imports
-
-    count = cores()
-    return f"{cpu_model()}, {count} core{'s' * (count != 1)}"
-
-
-@lru_cache(maxsize=64)
-def cpu_model(cpuinfo: str = "/proc/cpuinfo") -> str:
-    """Return the CPU's name by Linux, or else by Python: at least what instructions it has."""
-    try:
-        found = re.search(r"^model name\s*:(.*)$", Path(cpuinfo).read_text(), re.M)
-    except OSError:
-        found = None
-    name = found[1] if found else platform.processor() or platform.machine()
-    return " ".join(name.split()) or "cpu"
 
 
 def this_device(backend: str, device: Any) -> dict[str, str]:

@@ -31,7 +31,7 @@ from jax import export, lax
 from jaxlib.version import __version__ as jaxlib_version
 
 import jaxconvt
-from jaxconvt import _autotune, _benchmark, _clock, _compat, _evaluate, _measure, _tuning
+from jaxconvt import _autotune, _benchmark, _clock, _compat, _evaluate, _machine, _measure, _tuning
 from jaxconvt._lowerings import LOWERINGS
 from jaxconvt._problem import Config
 from tests import util
@@ -688,7 +688,7 @@ class UsedTest(parameterized.TestCase):
     def test_another_number_of_cores(self):
         self.enter_context(mock.patch.object(_tuning, "_warned", set()))
         f = functools.partial(conv, implementation=value_tuning())
-        self.enter_context(mock.patch.object(_measure, "cores", lambda: 1000))
+        self.enter_context(mock.patch.object(_machine, "cores", lambda: 1000))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             self.assertIn("conv_transpose/col2im", program(f))
@@ -856,7 +856,7 @@ class KeptTest(parameterized.TestCase):
             function(path)
 
     def test_shown(self):
-        kind = _tuning.cpu_kind()
+        kind = _machine.cpu_kind()
         at = f"on {kind} (cpu), JAX {jax.__version__}, jaxlib {jaxlib_version}"
         two, one, none = (
             self.tuning,
@@ -887,10 +887,10 @@ class CpuTest(parameterized.TestCase):
 
     def test_named(self):
         kind = value_tuning().device_kind
-        self.assertRegex(kind, rf"^.+, {_measure.cores()} cores?$")
+        self.assertRegex(kind, rf"^.+, {_machine.cores()} cores?$")
         self.assertEqual(json.loads(value_tuning().dumps())["device_kind"], kind)
-        with mock.patch.object(_measure, "cores", lambda: 1):
-            self.assertEndsWith(_tuning.cpu_kind(), ", 1 core")
+        with mock.patch.object(_machine, "cores", lambda: 1):
+            self.assertEndsWith(_machine.cpu_kind(), ", 1 core")
 
     @parameterized.parameters(
         (
@@ -909,7 +909,7 @@ class CpuTest(parameterized.TestCase):
             mock.patch.object(platform, "processor", lambda: ""),
             mock.patch.object(platform, "machine", lambda: "armv9"),
         ):
-            self.assertEqual(_tuning.cpu_model(str(path)), model)
+            self.assertEqual(_machine.cpu_model(path), model)
 
     def test_costs_know_no_model(self):
         self.assertEqual(_compat.device_kind("cpu"), "")

@@ -15,6 +15,7 @@ from pathlib import Path
 from jaxlib.version import __version__ as jaxlib_version
 
 from jaxconvt._costs._interface import Cost
+from jaxconvt._machine import CPUINFO, cpuinfo
 from jaxconvt._problem import OPERANDS, Convolution, Problem, Work
 
 LINE = 64  # bytes: shorter rows of channels are taken apart no faster than these
@@ -239,10 +240,10 @@ def of(jaxlib: str) -> Cpu:
     return CPU_0_11 if tuple(map(int, jaxlib.split(".")[:2])) >= (0, 11) else CPU
 
 
-def installed(cpuinfo: Path = Path("/proc/cpuinfo")) -> Cpu:
+def installed(path: Path = CPUINFO) -> Cpu:
     """Return the cost for this jaxlib on this CPU: without units for it bfloat16 gains nothing."""
     known = of(jaxlib_version)
-    if cpuinfo.exists() and re.search(r"\b(avx512|amx)_bf16\b", cpuinfo.read_text()):
+    if re.search(r"\b(avx512|amx)_bf16\b", cpuinfo(path)):
         return known
     return Cpu(replace(known.rates, bfloat16=1.0), known.machine, known.carries)
 
