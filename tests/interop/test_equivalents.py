@@ -1,6 +1,6 @@
 """The table of translations: the same transposed convolution in other frameworks and here.
 
-Each test evaluates the README's own code, so that the table cannot go stale.
+Each test evaluates the table's own code, so that it cannot go stale.
 """
 
 import functools
@@ -26,18 +26,18 @@ from jax import lax
 from jaxconvt import conv_transpose
 from tests import util
 
-README = pathlib.Path(__file__).parents[2] / "benchmarks" / "README.md"
+PORTING = pathlib.Path(__file__).parents[2] / "jaxconvt" / "docs" / "porting.md"
 
 
 @functools.cache
 def table():
-    text = README.read_text()
+    text = PORTING.read_text()
     rows = re.findall(r"^\| ([^|]+) \| [^|]+ \| `(conv_transpose\(.*)` \|$", text, re.M)
     return dict(rows)
 
 
 def ours(row, n=2, **names):
-    """Return the README's code for a row, in `n` dimensions, with these values."""
+    """Return the table's code for a row, in `n` dimensions, with these values."""
     code = table()[row].replace("HW", "DHW"[-n:])
     return np.asarray(eval(code, {"conv_transpose": conv_transpose, **names}))
 
