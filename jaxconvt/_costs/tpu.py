@@ -178,7 +178,7 @@ def sure(problem: Problem, work: Work) -> bool:
     Where they were far off, or nothing was looked at, XLA's own program stays:
 
     - how the parts of "polyphase" are put together was not understood, nor are sums written out;
-    - products are read and folded in too many ways in 2-D, in 3-D, and in the lhs gradient;
+    - products are read and folded in too many ways in 2-D, in 3-D, and in the input gradient;
     - more images than rows, or in 3-D than one, and few channels that are summed over, are laid out
       in other ways;
     - kernels larger than lhs are exchanged with it, and outputs that are cropped are copied again;
