@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxconvt._canonical import channels_last
 from jaxconvt._compat import Tracer, conv_general_dilated, x64_mode, x64_scope
 from jaxconvt._geometry import Padding
 from jaxconvt._hints import STATIC, closest, padded_before
@@ -316,7 +317,7 @@ def paddings(value: Any, n: int, names: bool) -> str | tuple[Padding, ...]:
 def layout(dimension_numbers: Any, ndim: int) -> lax.ConvDimensionNumbers:
     """Return `dimension_numbers` as a `ConvDimensionNumbers` of tuples, checked."""
     if dimension_numbers is None:
-        return _channels_last(ndim)
+        return channels_last(ndim - 2)
     specs = _items("dimension_numbers", dimension_numbers, _LAYOUT)
     if len(specs) != 3:
         raise ValueError(f"dimension_numbers must be {_LAYOUT}, got {len(specs)}: {_show(specs)}.")
@@ -339,14 +340,6 @@ _LAYOUT = (
     "None, three strings such as ('NHWC', 'HWIO', 'NHWC'), or a ConvDimensionNumbers of "
     "three integer sequences (for lhs, rhs and the output)"
 )
-
-
-@lru_cache(maxsize=64)
-def _channels_last(ndim: int) -> lax.ConvDimensionNumbers:
-    n = ndim - 2
-    spatial = tuple(range(1, n + 1))
-    lhs_spec = (0, n + 1, *spatial)
-    return lax.ConvDimensionNumbers(lhs_spec, (n + 1, n, *range(n)), lhs_spec)
 
 
 @lru_cache(maxsize=256)

@@ -7,6 +7,7 @@ channels. If `forward_kernel`, rhs is the kernel of a forward convolution: its o
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import jax
 import numpy as np
@@ -37,6 +38,14 @@ def users(
         merged = *x.shape[:axis], x.shape[axis] * x.shape[axis + 1], *x.shape[axis + 2 :]
         x = lax.reshape(x, merged)
     return _transpose(x, np.argsort(_order(array, dn, forward_kernel)).tolist())
+
+
+@lru_cache(maxsize=64)
+def channels_last(n: int, out_first: bool = False) -> lax.ConvDimensionNumbers:
+    """Say that channels are last, of `n` spatial axes; in a kernel those in are first, or out."""
+    arrays = 0, n + 1, *range(1, n + 1)
+    channels = (n, n + 1) if out_first else (n + 1, n)
+    return lax.ConvDimensionNumbers(arrays, (*channels, *range(n)), arrays)
 
 
 def _axes_of_groups(array: str, ndim: int, forward_kernel: bool) -> tuple[int, int]:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxconvt import _im2col as im2col
+from jaxconvt._canonical import channels_last
 from jaxconvt._compat import conv_general_dilated
 from jaxconvt._geometry import Axes, Phases, phase_groups
 from jaxconvt._im2col import PhaseGroup
@@ -179,7 +180,6 @@ def _conv(
             lhs, lo, hi = im2col.pad(lhs, 1 + at, lo, hi), 0, 0
         pads.append((lo, hi))
         steps.append(step)
-    channels_last = (0, n + 1, *range(1, n + 1))
     out = conv_general_dilated(
         lhs,
         kernel,
@@ -187,7 +187,7 @@ def _conv(
         pads,
         None,
         steps,
-        lax.ConvDimensionNumbers(channels_last, (n + 1, n, *range(n)), channels_last),
+        channels_last(n),
         **numerics._asdict(),
     )
     return jnp.moveaxis(lax.reshape(out, (*out.shape[: n + 1], *features)), n + 1, -1)

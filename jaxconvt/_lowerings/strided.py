@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import jax
 from jax import lax
 
+from jaxconvt._canonical import channels_last
 from jaxconvt._compat import conv_general_dilated, zeros
 from jaxconvt._geometry import Trimmed, trim
 from jaxconvt._im2col import pad, reverse, transpose_of
@@ -85,7 +86,7 @@ class Strided(Lowering):
                 [(t.axis.lo, t.axis.hi) for t in trimmed],
                 [t.axis.stride for t in trimmed],
                 [t.axis.dilation for t in trimmed],
-                _channels_last(n),
+                channels_last(n, out_first=True),
                 feature_group_count=g,
                 **numerics._asdict(),
             )
@@ -163,13 +164,7 @@ def _forward(
         [t.pads for t in trimmed],
         None,
         [t.axis.dilation for t in trimmed],
-        _channels_last(n),
+        channels_last(n, out_first=True),
         feature_group_count=groups,
         **numerics._asdict(),
     )
-
-
-def _channels_last(n: int) -> lax.ConvDimensionNumbers:
-    """Say that channels are last; a kernel has its out features before its in features."""
-    arrays = (0, n + 1, *range(1, n + 1))
-    return lax.ConvDimensionNumbers(arrays, (n, n + 1, *range(n)), arrays)
