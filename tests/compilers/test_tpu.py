@@ -21,7 +21,6 @@ from jaxconvt._explain import call_arguments
 from jaxconvt._layers import BY_NAME, LAYERS, Layer, LayerCall
 from jaxconvt._lowerings import XLAS
 from jaxconvt._problem import Config
-from jaxconvt._tuning import TITLES
 from tests import util
 
 FACES, SEED = int(os.environ.get("FACES", "8")), int(os.environ.get("SEED", "24"))
@@ -72,7 +71,7 @@ def others(call):
     lhs, rhs, spec, _ = call_arguments(call.lhs, call.rhs, **call.kwargs)
     calls = _spec.problems_of(lhs, rhs, spec, lhs.dtype, "tpu")
     picks = {face: _plan.choose("auto", cost_of("tpu"), c, False) for face, c in calls.items()}
-    return [TITLES[face] for face, pick in picks.items() if pick != XLAS]
+    return [face for face, pick in picks.items() if pick != XLAS]
 
 
 def count(call, mode, implementation):
