@@ -77,7 +77,9 @@ def tasks(arguments: argparse.Namespace, layers: dict[str, Any]) -> Iterator[Tas
             problems = fit.problems_of((name, dtype), layer, where)
             for face in arguments.faces:
                 forms = {
-                    config: _plan.seconds_of(problem, config, _plan.work(problem, config), cost)
+                    config: _plan.estimated_seconds(
+                        problem, config, _plan.work(problem, config), cost
+                    )
                     for problem in [problems[face]]
                     for config in _plan.candidates(problem)
                 }

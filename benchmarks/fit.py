@@ -67,7 +67,7 @@ class Timing(NamedTuple):
     left_out: bool = False  # whether nothing is fitted to it
 
     def estimate(self, cost: Cost) -> float:
-        return _plan.seconds_of(self.problem, self.config, self.work, cost)
+        return _plan.estimated_seconds(self.problem, self.config, self.work, cost)
 
 
 class Platform(NamedTuple):

@@ -227,7 +227,7 @@ def clock_text(clock: Clock) -> str:
     """Say which clock the figures are by, and on a device why not by its own."""
     if clock.name == DEVICE:
         return "of the device, as JAX's profiler traces it: how long its kernels ran"
-    why = "" if jax.default_backend() == "cpu" else f" ({shorten(clock.problem, 60)})"
+    why = "" if jax.default_backend() == "cpu" else f" ({shorten(clock.why_wall, 60)})"
     return f"by the wall clock{why}"
 
 

@@ -158,8 +158,9 @@ def conv_transpose(
     )
     if precision is not None or preferred_element_type is not None:
         _arguments.check_precision(precision)
-        numerics = _arguments.numerics(_arguments.dtype_of(lhs), precision, preferred_element_type)
-        precision, preferred_element_type = numerics
+        precision, preferred_element_type = _arguments.numerics(
+            _arguments.dtype_of(lhs), precision, preferred_element_type
+        )
     _arguments.check_implementation(implementation)
     if out_sharding is not None and not _compat.HAS_OUT_SHARDING:
         raise ValueError(
@@ -176,8 +177,9 @@ def conv_transpose(
 
         unsupported = _dispatch.why_unsupported(lhs, rhs, spec)
         if not unsupported:
-            numerics = precision, preferred_element_type
-            return _dispatch.conv(lhs, rhs, spec, implementation, *numerics, out_sharding)
+            return _dispatch.conv(
+                lhs, rhs, spec, implementation, precision, preferred_element_type, out_sharding
+            )
         if isinstance(implementation, str) and implementation != "auto":
             raise ValueError(
                 f"implementation must be 'dilated' or 'auto' for {unsupported}, got "

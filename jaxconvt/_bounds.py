@@ -5,8 +5,7 @@ from collections.abc import Sequence
 
 from jax import lax
 
-from jaxconvt._geometry import Axis, dilate
-from jaxconvt._hints import Shape
+from jaxconvt._geometry import Axis, Shape, dilate
 
 _LARGEST = 2**63 - 1
 _LARGEST_SIZE = 2**31 - 1

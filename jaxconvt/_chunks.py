@@ -26,7 +26,7 @@ def chunked(
     forms = [form._replace(chunks=chunks) for chunks in _divisors(problem.batch)]
     for form in forms:
         one = problem._replace(batch=problem.batch // form.chunks)
-        if problem.parts * (temp(one, form) - same) <= CHUNK:
+        if problem.real_products * (temp(one, form) - same) <= CHUNK:
             break
     return form
 

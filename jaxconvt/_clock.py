@@ -29,32 +29,32 @@ class NoTrace(Exception):
 class Clock:
     """Turns calls into seconds: of the device, or of the wall once a trace can't be taken.
 
-    `name` is of `_tuning.CLOCKS`. `problem` says why it is the wall clock.
+    `name` is of `_tuning.CLOCKS`. `why_wall` says why it is the wall clock.
     """
 
     def __init__(self, device: Any) -> None:
-        self.problem = ""
+        self.why_wall = ""
         if device.platform == "cpu":
-            self.problem = "a CPU has no other"
+            self.why_wall = "a CPU has no other"
         elif ProfileData is None:
-            self.problem = "this JAX has no jax.profiler.ProfileData"
+            self.why_wall = "this JAX has no jax.profiler.ProfileData"
         number = getattr(device, "local_hardware_id", None)
         self._number: int = device.id if number is None else number
 
     @property
     def name(self) -> str:
-        return WALL if self.problem else DEVICE
+        return WALL if self.why_wall else DEVICE
 
     def __call__(
         self, call: Callable[[], Any], wait: Callable[[Any], Any], count: int = 1
     ) -> float:
         """Return the seconds of one call, of so many in a row; as `_measure.seconds_of`."""
         calls = partial(_measure.seconds_of, call, wait, count)
-        if not self.problem:
+        if not self.why_wall:
             seconds, problem = self._of_the_device(calls)
             if problem:  # again, as one trace of hundreds may fail
-                seconds, self.problem = self._of_the_device(calls)
-            if not self.problem:
+                seconds, self.why_wall = self._of_the_device(calls)
+            if not self.why_wall:
                 return seconds / count
         return calls()
 

@@ -89,7 +89,7 @@ def for_export(module_context: Any) -> bool:
 
 
 class _Device:
-    """One device of a program that is lowered for any devices, so many of them."""
+    """Stands for a device, of which only the number is known."""
 
 
 class _Kept(list[Any]):

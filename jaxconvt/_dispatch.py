@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxconvt import _compat, _reference
 from jaxconvt._arguments import Array, requested
 from jaxconvt._canonical import canonical, users
-from jaxconvt._evaluate import Implementation
+from jaxconvt._evaluate import Asked
 from jaxconvt._primitive import bind
 from jaxconvt._problem import Spec
 
@@ -27,7 +27,7 @@ def conv(
     lhs: Array,
     rhs: Array,
     spec: Spec,
-    implementation: Implementation,
+    implementation: Asked,
     precision: Any,
     preferred_element_type: Any,
     out_sharding: Any = None,
@@ -58,7 +58,7 @@ def _conv(
     lhs: Array,
     rhs: Array,
     spec: Spec,
-    implementation: Implementation,
+    implementation: Asked,
     precision: Any,
     preferred_element_type: Any,
 ) -> jax.Array:

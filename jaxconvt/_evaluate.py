@@ -29,7 +29,7 @@ from jaxconvt._problem import (
 from jaxconvt._tuning import Tuning, key_of
 
 # A name, a form that is pinned (of what is measured), or what was measured.
-Implementation = str | Config | Tuning
+Asked = str | Config | Tuning
 
 
 def evaluate(
@@ -38,7 +38,7 @@ def evaluate(
     *,
     face: str,
     axes: Axes,
-    implementation: Implementation,
+    implementation: Asked,
     precision: Any,
     default_precision: Any,
     dtype: Any,
@@ -119,7 +119,7 @@ def _run(
     apart, is a chunk of the batch.
     """
     face, lowering, ndim = problem.face, LOWERINGS[config.name], len(problem.axes)
-    problem = _plan.made_by(lowering, problem)
+    problem = _plan.folded_for(lowering, problem)
     folded = ndim - len(problem.axes)
     x, y = (_folded(a, o, folded) for a, o in zip(OPERANDS[face], (x, y), strict=True))
     function: Callable[..., Any] = partial(

@@ -24,7 +24,7 @@ class Explanation:
     lowering. `reason` says why these are picked. `estimates` has, for each of the three, every
     form that can be made: its estimated `seconds`, its bytes of intermediates (`temp_bytes`),
     whether those are few enough (`fits`), and what the compiler makes of it (`compiled_as`). Where
-    nothing is estimated, it is empty. `both_gradients` is the estimated seconds of both gradients
+    nothing is estimated, it is empty. `both_gradients_seconds` is the estimate of both gradients
     together.
 
     To pass a lowering's name as `implementation` pins the lowering, not its form. Only a program
@@ -50,7 +50,7 @@ class Explanation:
     configs: dict[str, Config]
     estimates: dict[str, dict[Config, _plan.Estimate]]
     reason: str
-    both_gradients: float | None = None
+    both_gradients_seconds: float | None = None
 
     def __repr__(self) -> str:
         return f"<jaxconvt.Explanation on {self.platform}: {picks_text(self.configs)}>"
@@ -63,15 +63,15 @@ class Explanation:
 
     def _table(self) -> Table:
         rows: list[tuple[str, ...] | str] = []
-        for title, config in self.configs.items():
-            rows.append(f"{title}: {config}")
-            for other, estimate in self.estimates.get(title, {}).items():
+        for face, config in self.configs.items():
+            rows.append(f"{face}: {config}")
+            for other, estimate in self.estimates.get(face, {}).items():
                 remark = "  <- picked" if other == config else ""
                 remark = remark if estimate.fits else "  too large"
                 figures = f"{estimate.seconds * 1e6:.1f}", f"{estimate.temp_bytes / 2**20:.1f}"
                 rows.append((*figures, f"{other}: {estimate.compiled_as}{remark}"))
-        if self.both_gradients is not None:
-            rows.append(f"both gradients together: {self.both_gradients * 1e6:.1f} us")
+        if self.both_gradients_seconds is not None:
+            rows.append(f"both gradients together: {self.both_gradients_seconds * 1e6:.1f} us")
         about = f'implementation="auto" on {self.platform}: {self.reason}'
         return Table(about, ("us", "MiB", "lowering: what it becomes"), ">><", rows)
 
@@ -80,7 +80,7 @@ def picks_text(configs: Mapping[str, Config]) -> str:
     """Return the picks in one line; one, if they are all the same."""
     if len(set(configs.values())) == 1:
         return str(next(iter(configs.values())))
-    return ", ".join([f"{title} {config}" for title, config in configs.items()])
+    return ", ".join([f"{face} {config}" for face, config in configs.items()])
 
 
 def explain(*args: Any, platform: str | None = None, **kwargs: Any) -> Explanation:
@@ -126,20 +126,8 @@ def explain(*args: Any, platform: str | None = None, **kwargs: Any) -> Explanati
     return explanation_of(platform, lhs, rhs, spec, dtype)
 
 
-# What `_spec.read` takes of the arguments of `conv_transpose`, besides lhs and rhs.
-_READ = (
-    "strides",
-    "padding",
-    "rhs_dilation",
-    "dimension_numbers",
-    "transpose_kernel",
-    "use_consistent_padding",
-    "feature_group_count",
-    "output_padding",
-    "output_shape",
-)
-
-
+# What `_spec.read` takes of the arguments of `conv_transpose`.
+_READ = [name for name in inspect.signature(_spec.read).parameters if name != "or_struct"]
 _SIGNATURE = inspect.signature(conv_transpose)
 
 
@@ -153,8 +141,8 @@ def call_arguments(*args: Any, **kwargs: Any) -> tuple[Array, Array, Spec, dict[
 
 def read(given: Mapping[str, Any]) -> tuple[Array, Array, Spec]:
     """Read operands and `Spec`, of all arguments of a call by their names."""
-    how = {name: given[name] for name in _READ}
-    return _spec.read(given["lhs"], given["rhs"], **how, or_struct=True)
+    arguments = {name: given[name] for name in _READ}
+    return _spec.read(**arguments, or_struct=True)
 
 
 def explanation_of(platform: str, lhs: Array, rhs: Array, spec: Spec, dtype: Any) -> Explanation:
@@ -179,9 +167,11 @@ def explanation_of(platform: str, lhs: Array, rhs: Array, spec: Spec, dtype: Any
     pairs = _plan.pair_estimates([problems[face] for face in GRADIENTS], cost)
     both = pairs[tuple([configs[face] for face in GRADIENTS])].seconds
     why = (
-        f"it picks the lowering with the smallest intermediates, among those whose intermediates "
-        f"fit and whose estimated time is within {cost.rel_tolerance - 1:.0%} of the least. "
-        f"The gradients are picked as a pair, as they may share work; one alone may get another. "
+        f"XLA's own program, which is dilated, stays unless another is estimated "
+        f"{cost.margin - 1:.0%} faster. Otherwise it picks the lowering with the smallest "
+        f"intermediates, among those whose intermediates fit and whose estimated time is within "
+        f"{cost.rel_tolerance - 1:.0%} of the least. The gradients are picked as a pair, which may "
+        f"share work; one alone may get another. "
         f"Times are for comparison, and do not predict what a clock shows; they rest on "
         f"{cost.basis}."
     )

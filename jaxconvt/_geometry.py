@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 # An axis size: an int, or a symbolic dimension of `jax.export`.
 Size = Any
+Shape = tuple[Size, ...]
 
 
 def dilate(size: Size, by: int) -> Size:
@@ -127,6 +128,11 @@ class Phases(NamedTuple):
     axis: Axis  # of its own: its [a, b] lands in the output where [row, phase] does
     shifts: tuple[int, ...]  # each q of lhs[row - q]: descending, evenly spaced
     taps: tuple[tuple[int, ...], ...]  # the tap at [shift][phase]; phases ascend
+
+    @property
+    def step(self) -> int:
+        """How far shifts are apart."""
+        return self.shifts[0] - self.shifts[1] if len(self.shifts) > 1 else 1
 
 
 def one_row(axis: Axis) -> Axis:

@@ -6,9 +6,7 @@ from typing import Any
 
 from jax import lax
 
-from jaxconvt._geometry import Size
-
-Shape = tuple[Size, ...]
+from jaxconvt._geometry import Shape
 
 # What other libraries call it.
 _ELSEWHERE = {

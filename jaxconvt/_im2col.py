@@ -29,8 +29,8 @@ from jaxconvt._geometry import Axes, Axis, Phases, Run, one_row, phase_groups, r
 
 PhaseGroup = tuple[Phases, ...]  # one of each gathered axis
 
-FEW = 8  # slices that a view of one axis may be made of
-PARTS = 27  # the same, of all axes in one step: XLA makes one array for each, if not more
+FEW = 8  # slices that one axis may be unfolded from
+SLICES = 27  # the same, of all axes in one step: XLA makes one array for each, if not more
 
 
 def phase_groups_of(axes: Axes, gathered: int) -> list[PhaseGroup]:
@@ -58,9 +58,9 @@ def patches(
         return lax.reshape(lhs, (*lhs.shape[:to], *counts, *lhs.shape[to + 1 :]))
     for at in reversed(range(len(group))):
         spatial = lhs.ndim - n + at if front else 1 + at
-        shifts, size = group[at].shifts, group[at].axis.size
-        step = shifts[0] - shifts[1] if len(shifts) > 1 else 1
-        lhs = _windows(lhs, spatial, -shifts[0], size, len(shifts), step, to)
+        phases = group[at]
+        start, count = -phases.shifts[0], len(phases.shifts)
+        lhs = _windows(lhs, spatial, start, phases.axis.size, count, phases.step, to)
     return lhs
 
 
@@ -124,7 +124,7 @@ def in_one_step(view: Sequence[Axis]) -> bool:
     return _few([len(runs(axis)) for axis in view])
 
 
-def parts(view: Sequence[Axis]) -> int:
+def slices(view: Sequence[Axis]) -> int:
     """Return how many slices one step takes."""
     return math.prod([len(runs(axis)) for axis in view])
 
@@ -135,7 +135,7 @@ def added_at_once(group: PhaseGroup) -> bool:
 
 
 def _few(parts: Sequence[int]) -> bool:
-    return math.prod(parts) <= PARTS and all(each <= FEW for each in parts)
+    return math.prod(parts) <= SLICES and all(each <= FEW for each in parts)
 
 
 def in_place(view: Sequence[Axis]) -> bool:

@@ -188,7 +188,7 @@ def installed_calls() -> InstalledCalls:
 
     Source: see `install`.
     """
-    return _blocks[-1].calls.seen()
+    return _blocks[-1].calls.taken()
 
 
 def _apply() -> None:

@@ -20,7 +20,7 @@ from jaxconvt._numerics import real_part
 Fn = Callable[..., Any]
 Sampler = Callable[[], float]  # times something, and returns seconds
 # Turns so many calls in a row, and what waits for the last, into seconds of one.
-Clock = Callable[[Callable[[], Any], Callable[[Any], Any], int], float]
+Timer = Callable[[Callable[[], Any], Callable[[Any], Any], int], float]
 K = TypeVar("K")
 T = TypeVar("T")
 
@@ -135,7 +135,7 @@ class Programs(NamedTuple):
     on_device: dict[str, Sampler]  # as `samplers`, by another clock if one is given
 
 
-def compiled(functions: Mapping[str, Fn], *args: jax.Array, by: "Clock | None" = None) -> Programs:
+def compiled(functions: Mapping[str, Fn], *args: jax.Array, by: "Timer | None" = None) -> Programs:
     """Compile and call each function once.
 
     Functions are one program if XLA gets the same, or makes the same of them. Where XLA gets the
@@ -201,7 +201,7 @@ def seconds_of(
 def called(
     call: Callable[[], Any],
     wait: Callable[[Any], Any] = jax.block_until_ready,
-    by: Clock = seconds_of,
+    by: Timer = seconds_of,
 ) -> tuple[Any, Sampler]:
     """Return what a call returns, and a sampler of further ones.
 
@@ -225,7 +225,7 @@ def called(
 def repeated(
     call: Callable[[], Any],
     wait: Callable[[Any], Any] = jax.block_until_ready,
-    by: Clock = seconds_of,
+    by: Timer = seconds_of,
     seconds_in_a_row: float = 1e-3,
     most_in_a_row: int = 50,
 ) -> Sampler:

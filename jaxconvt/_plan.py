@@ -32,11 +32,11 @@ def candidates(problem: Problem, implementation: str = "auto") -> list[Config]:
         if implementation != "auto"
         else [x for x in LOWERINGS.values() if not x.platforms or problem.platform in x.platforms]
     )
-    forms = [form for lowering in asked for form in lowering.forms(made_by(lowering, problem))]
-    return forms or list(GENERAL.forms(made_by(GENERAL, problem)))
+    forms = [form for lowering in asked for form in lowering.forms(folded_for(lowering, problem))]
+    return forms or list(GENERAL.forms(folded_for(GENERAL, problem)))
 
 
-def made_by(lowering: Lowering, problem: Problem) -> Problem:
+def folded_for(lowering: Lowering, problem: Problem) -> Problem:
     """Return the problem as a lowering makes it: with axes of one tap in the batch.
 
     One that is given arrays as they are has all axes. XLA's CPU backend is no faster at
@@ -53,21 +53,23 @@ def work(problem: Problem, config: Config) -> Work:
 
 
 def _chunk(problem: Problem, config: Config) -> Problem:
-    problem = made_by(LOWERINGS[config.name], problem)
+    problem = folded_for(LOWERINGS[config.name], problem)
     return problem._replace(batch=problem.batch // config.chunks)
 
 
 def temp_bytes(problem: Problem, config: Config, work: Work, cost: Cost) -> int:
     """Return the bytes of all intermediates, about as XLA was seen to allocate them."""
-    problem = made_by(LOWERINGS[config.name], problem)
-    size = problem.parts * work.temp_bytes
+    problem = folded_for(LOWERINGS[config.name], problem)
+    size = problem.real_products * work.temp_bytes
     if config.chunks > 1:  # a loop takes whole arrays, transposed before it, and after it
-        size += sum([problem.held(array) for array in ("lhs", "out") if problem.turned(array)])
+        size += sum(
+            [problem.user_bytes(array) for array in ("lhs", "out") if problem.turned(array)]
+        )
         size += cost.carried(problem)
     return size
 
 
-def seconds_of(problem: Problem, config: Config, work: Work, cost: Cost) -> float:
+def estimated_seconds(problem: Problem, config: Config, work: Work, cost: Cost) -> float:
     """Return the estimated seconds of all chunks."""
     return config.chunks * cost.seconds(_chunk(problem, config), work, config.chunks > 1)
 
@@ -99,7 +101,9 @@ def _estimated(
     """Estimate each candidate, and say what it does."""
     problem = widened(problem, cost)
     works = {config: work(problem, config) for config in candidates(problem, implementation)}
-    times = {config: seconds_of(problem, config, made, cost) for config, made in works.items()}
+    times = {
+        config: estimated_seconds(problem, config, made, cost) for config, made in works.items()
+    }
     sizes = {config: temp_bytes(problem, config, made, cost) for config, made in works.items()}
     fit = _fitting(problem, times, sizes)
     estimates = {
@@ -122,7 +126,7 @@ def _fitting(
     Intermediates of up to four times the operands and the result fit. Where that limit would
     cost more than half of the speed, it is 8 times, or else 16 times.
     """
-    held = sum(map(problem.held, ("lhs", "rhs", "out")))
+    held = sum(map(problem.user_bytes, ("lhs", "rhs", "out")))
     for limit in (4, 8, 16):
         fit = [config for config in times if sizes[config] <= max(limit * held, SMALL)]
         if fit and min([times[config] for config in fit]) <= 2 * min(times.values()):
@@ -149,7 +153,7 @@ def pair_estimates(
         # XLA makes once what both make of the cotangent.
         alike = len({made.shared for made in works}) == 1 and min([w.shared_bytes for w in works])
         if len(works) > 1 and alike and all(config.chunks == 1 for config in configs):
-            saved = cost.shared(widened(problems[0], cost), works)
+            saved = cost.saved(widened(problems[0], cost), works)
         times = [of[config].seconds for (of, _), config in zip(estimated, configs, strict=True)]
         size = sum([made.temp_bytes for made in works])
         result[configs] = Estimate(sum(times) - saved, size, saved=saved)
@@ -163,10 +167,6 @@ def choose(implementation: str, cost: Cost, problem: Problem, both_gradients: bo
     """
     if not problem.static:  # nothing is estimated: whatever works for every size
         return candidates(problem, implementation)[0]
-    return _choose(implementation, cost, problem, both_gradients)
-
-
-def _choose(implementation: str, cost: Cost, problem: Problem, both_gradients: bool) -> Config:
     faces = GRADIENTS if both_gradients and problem.face in GRADIENTS else (problem.face,)
     problems = tuple([problem._replace(face=face) for face in faces])
     return _chosen(implementation, cost, problems)[faces.index(problem.face)]

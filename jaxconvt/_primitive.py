@@ -97,7 +97,7 @@ def _transpose(
 
 
 def _jvp(primals: Any, tangents: Any, **params: Any) -> tuple[Any, Any]:
-    """Differentiate as any bilinear primitive, which also says by how many operands."""
+    """Differentiate as any bilinear primitive; of the value, also say if by both operands."""
     (x, y), (dx, dy) = primals, tangents
     out = bind(x=x, y=y, **params)
     pairs = [(dx, y), (x, dy)]

@@ -152,6 +152,11 @@ class Problem(NamedTuple):
         return min(spatial, default=-1) > max(o, i)
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether it runs on a GPU."""
+        return self.platform in ("cuda", "rocm")
+
+    @property
     def static(self) -> bool:
         """Whether all sizes are numbers, and none is a symbolic one of `jax.export`."""
         return all(type(size) is int for size in (self.groups, self.in_channels, self.out_channels))
@@ -193,8 +198,7 @@ class Problem(NamedTuple):
         GPU's library takes images of 3-D with channels first as they are, but those of 2-D with
         channels last: they stay, too.
         """
-        gpu = self.platform in ("cuda", "rocm")
-        if not self.single_device or (gpu and (self.turned("lhs") or self.turned("out"))):
+        if not self.single_device or (self.on_gpu and (self.turned("lhs") or self.turned("out"))):
             return self
         in_place = [axis[1:] == (1, 1, axis.dilation, 0, 0) for axis in self.axes]
         count = min((*in_place, False).index(False), max(len(self.axes) - least, 0))
@@ -224,12 +228,12 @@ class Problem(NamedTuple):
 
     @property
     def flops(self) -> float:
-        """Two for each multiply-add, without those by zeros between elements of lhs."""
+        """Two for each multiply-add; those by zeros between elements of lhs are left out."""
         return 2.0 * self.contributions * self.in_channels
 
     @property
     def stuffed_flops(self) -> float:
-        """The same, with those by zeros between elements of lhs."""
+        """Two for each multiply-add, those by zeros included."""
         extent = self.extent("out") * self.extent("taps")
         return 2.0 * self.batch * self.groups * extent * self.in_channels * self.out_channels
 
@@ -271,14 +275,14 @@ class Problem(NamedTuple):
         """Bytes of lhs, rhs and output together."""
         return self.lhs_bytes + self.rhs_bytes + self.out_bytes
 
-    def held(self, array: str) -> int:
+    def user_bytes(self, array: str) -> int:
         """Return the bytes of "lhs", "rhs" or "out" as the user has it."""
         dtype = dict(zip(("lhs", "rhs", "out"), self.dtypes, strict=True))[array]
         return self.elements(array) * int(jnp.dtype(dtype).itemsize)
 
     def converted(self, array: str) -> bool:
         """Whether the user has "lhs" or "out" in another dtype than it is multiplied in."""
-        return self.held(array) != self.bytes_of(array)
+        return self.user_bytes(array) != self.bytes_of(array)
 
     def turned(self, array: str) -> bool:
         """Whether the user has "lhs" or "out" other than with its channels last."""
@@ -287,7 +291,7 @@ class Problem(NamedTuple):
         return (batch, *spatial, channels) != tuple(range(len(spatial) + 2))
 
     @property
-    def parts(self) -> int:
+    def real_products(self) -> int:
         """How many real products a product is: see `_numerics.complex_by_parts`."""
         complex_ = any(real_part(dtype) is not None for dtype in self.dtypes)
         return 3 if complex_ and self.platform == "cpu" else 1

@@ -21,8 +21,8 @@ from jaxconvt._arguments import (
     paddings,
 )
 from jaxconvt._bounds import check_elements, check_size
-from jaxconvt._geometry import Axis, Padding, Size
-from jaxconvt._hints import Shape, meant, pytorch_kernel
+from jaxconvt._geometry import Axis, Padding, Shape, Size
+from jaxconvt._hints import meant, pytorch_kernel
 from jaxconvt._problem import FACES, Ints, Problem, Sizes, Spec, problem_of, spec_of
 from jaxconvt._words import show
 
@@ -113,7 +113,7 @@ def _spec_of(
 _cached = lru_cache(maxsize=4096)(_spec_of)
 
 
-def cached_spec(lhs_shape: Shape, rhs_shape: Shape, *arguments: Any) -> Spec:
+def _cached_spec(lhs_shape: Shape, rhs_shape: Shape, *arguments: Any) -> Spec:
     """Return `_spec_of`, made once per distinct call."""
     for size in (*lhs_shape, *rhs_shape):
         if type(size) is not int:  # symbolic sizes may not even be comparable
@@ -155,7 +155,7 @@ def read(
     from_strides = isinstance(padding, str) and padding in ("SAME", "VALID")
     if strides is None and not (consistent or from_strides):
         strides = (1,) * n  # as in jax.lax, which reads them for those paddings alone
-    spec = cached_spec(
+    spec = _cached_spec(
         lhs.shape,
         rhs.shape,
         integers("strides", strides, n, least=1),

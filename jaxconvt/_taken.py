@@ -20,7 +20,7 @@ from jaxconvt._words import LOGGER
 
 MOST = 1000  # distinct calls; what comes after these is not kept
 
-Shape = tuple[int | str, ...]  # a symbolic size of `jax.export` is a string
+NamedShape = tuple[int | str, ...]  # a symbolic size of `jax.export` is a string
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class InstalledCall:
 
     count: int
     function: str
-    lhs: Shape
-    rhs: Shape
+    lhs: NamedShape
+    rhs: NamedShape
     strides: Ints
     dtype: str
     implementation: str | Tuning
@@ -111,7 +111,7 @@ class Calls:
             call = InstalledCall(1, *key)
             LOGGER.debug("took jax.lax.%s: %s; %r", function, call.sizes(), call.implementation)
 
-    def seen(self) -> InstalledCalls:
+    def taken(self) -> InstalledCalls:
         with self._lock:
             return InstalledCalls([InstalledCall(n, *key) for key, n in self._counts.items()])
 
@@ -120,8 +120,8 @@ def _key(function: str, given: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return the fields of an `InstalledCall` after its count, in few steps: each call comes by."""
     lhs, rhs, spec = read({**given, "lhs": _shaped(given["lhs"]), "rhs": _shaped(given["rhs"])})
     # An array that JAX has not seen may lose half of its 64 bits there.
-    seen = isinstance(lhs, (jax.Array, _compat.Tracer))
-    dtype = lhs.dtype if seen else jax.dtypes.canonicalize_dtype(lhs.dtype)
+    known = isinstance(lhs, (jax.Array, _compat.Tracer))
+    dtype = lhs.dtype if known else jax.dtypes.canonicalize_dtype(lhs.dtype)
     asked = given["preferred_element_type"]
     shapes = _numbers(lhs.shape), _numbers(rhs.shape)
     static = all(type(size) is int for size in shapes[0] + shapes[1])
@@ -150,6 +150,6 @@ def _shaped(x: Any) -> Any:
     return jax.eval_shape(lambda: jnp.asarray(x))
 
 
-def _numbers(shape: tuple[Any, ...]) -> Shape:
+def _numbers(shape: tuple[Any, ...]) -> NamedShape:
     """Return symbolic sizes by their names, as those of different programs can't be compared."""
     return tuple([size if type(size) is int else str(size) for size in shape])

@@ -15,7 +15,7 @@ from jaxlib.version import __version__ as jaxlib_version
 from jaxconvt._geometry import Axes, Axis, Size
 from jaxconvt._lowerings import LOWERINGS
 from jaxconvt._machine import cpu_kind
-from jaxconvt._problem import Config, Sizes
+from jaxconvt._problem import GRADIENTS, Config, Sizes
 from jaxconvt._tables import Table
 from jaxconvt._words import of_a_file, shorten, show
 
@@ -36,7 +36,7 @@ CLOCKS = {WALL: "the wall clock", DEVICE: "the device's clock"}
 
 
 class TuningKey(NamedTuple):
-    """All that decides what a call costs on one device, in the letters of `_primitive`."""
+    """All that decides what a call costs on one device, as `Problem` has it."""
 
     what: str  # of `TITLES`
     axes: Axes
@@ -73,7 +73,7 @@ class TuningKey(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """What was measured of one case."""
+    """What was measured of one key."""
 
     key: TuningKey
     configs: tuple[Config, ...]  # the fastest: one, or those of both gradients
@@ -88,7 +88,7 @@ class Measurement(NamedTuple):
 
     @property
     def found(self) -> str:
-        """The case, and what is fastest in it."""
+        """The key, and what is fastest of it."""
         return f"{self.key}: {', '.join(dict.fromkeys(map(str, self.configs)))}"
 
     @property
@@ -200,10 +200,9 @@ class Tuning:
             self._warn("device", self.device_kind, device_kind)
         if self.jaxlib != jaxlib_version:
             self._warn("jaxlib", self.jaxlib, jaxlib_version)
-        gradients = {"input_grad": 0, "kernel_grad": 1}
         pair = self._index.get(key._replace(what="gradients"))
-        if both_gradients and key.what in gradients and pair:
-            return pair.configs[gradients[key.what]]
+        if both_gradients and key.what in GRADIENTS and pair:
+            return pair.configs[GRADIENTS.index(key.what)]
         measurement = self._index.get(key)
         return measurement.configs[0] if measurement else None
 

@@ -1,7 +1,7 @@
 """What XLA makes of convolutions: its faults, its copies, the calls of its libraries.
 
 Lowerings go by this to avoid what XLA is wrong about, and costs to know what it makes. It was seen
-in compiled programs, and of the faults `tests/` has small ones.
+in compiled programs, and `tests/` has a small program for each fault.
 """
 
 import math
@@ -21,7 +21,7 @@ def can_use_conv(problem: Problem) -> bool:
     """
     divided = not problem.single_device and (problem.groups != 1 or problem.platform == "cpu")
     known = problem.kind != "integer" and len(problem.axes) < 4
-    possible = known or problem.platform not in ("cuda", "rocm")
+    possible = known or not problem.on_gpu
     return type(problem.groups) is int and not divided and possible and len(problem.axes) > 0
 
 
@@ -92,6 +92,6 @@ def copied_around_conv(problem: Problem, moved: bool = False) -> int:
         for array in (operand, result)
         if moved or problem.turned(array) or problem.converted(array)
     }
-    if sizes.get(operand, 0) <= problem.held(result):  # it may lie where the result will be
+    if sizes.get(operand, 0) <= problem.user_bytes(result):  # it may lie where the result will be
         sizes.pop(operand, None)
     return sum(sizes.values())

@@ -159,7 +159,7 @@ class ClockTest(TraceTest):
     def assert_falls_back(self, clock, why):
         self.assertEqual(clock(self.calls, jax.block_until_ready, 2), 7.0)
         self.assertEqual(clock.name, "wall")
-        self.assertRegex(clock.problem, why)
+        self.assertRegex(clock.why_wall, why)
         # No more is tried.
         with mock.patch.object(jax.profiler, "start_trace", side_effect=AssertionError):
             self.assertEqual(clock(self.calls, jax.block_until_ready, 2), 7.0)
@@ -181,7 +181,7 @@ class ClockTest(TraceTest):
         fake = lambda trace, number: numbers.append(number) or 6.0  # noqa: E731
         with mock.patch.object(_clock, "busy", fake):
             self.assertEqual(clock(self.calls, jax.block_until_ready, 3), 2.0)
-        self.assertEqual((clock.name, clock.problem, numbers), ("device", "", [0]))
+        self.assertEqual((clock.name, clock.why_wall, numbers), ("device", "", [0]))
 
     @traces
     def test_a_trace_without_the_device(self):
@@ -240,7 +240,7 @@ class ClockTest(TraceTest):
         samplers = {at: _measure.repeated(self.calls, jax.block_until_ready, clock) for at in "ab"}
         times = clock.in_turn(samplers, 3, 3, 0.0)
         self.assertEqual(times, {"a": [7.0] * 3, "b": [7.0] * 3})
-        self.assertEqual(clock.problem, "lost")
+        self.assertEqual(clock.why_wall, "lost")
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ class ProgramsTest(parameterized.TestCase):
             rhs = jax.ShapeDtypeStruct((taps, taps + 5, ci, 8), "float32")
             c = case("", lhs.shape, rhs.shape, strides, "SAME", **more)
             f = functools.partial(conv_transpose, implementation="auto")
-            with mock.patch.object(_plan, "_choose", util.forced(*form)):
+            with mock.patch.object(_plan, "choose", util.forced(*form)):
                 lowered = jax.jit(functools.partial(util.value_and_gradients, f, c)).lower(lhs, rhs)
             return lowered.as_text().count("stablehlo.")
 
@@ -95,7 +95,7 @@ class ProgramsTest(parameterized.TestCase):
 class XlaTest(absltest.TestCase):
     @pytest.mark.xfail(reason="XLA's CPU backend has a fault, see above", strict=False)
     def test_whether_xla_still_has_the_fault(self):
-        """A report for XLA, without this package; why `_views` is written as it is."""
+        """A report for XLA, without this package; why `_im2col._windows` is written as it is."""
         k = 70
 
         def chain(x):

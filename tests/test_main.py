@@ -202,7 +202,7 @@ class ReportTest(parameterized.TestCase):
 
     def test_why_there_is_no_clock_of_the_device(self):
         self.monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-        clock = types.SimpleNamespace(name="wall", problem="RuntimeError: " + "x" * 100)
+        clock = types.SimpleNamespace(name="wall", why_wall="RuntimeError: " + "x" * 100)
         text = report.clock_text(clock)
         self.assertStartsWith(text, "by the wall clock (RuntimeError: xx")
         self.assertLess(len(text), 90)

@@ -153,7 +153,7 @@ class MemoryTest(parameterized.TestCase):
                 jax.ShapeDtypeStruct(shape, dtype) for shape in ((8, 64, 64, 64), (3, 3, 64, 64))
             ]
             face = Face(*structs, "value", strides=(1, 1), padding="SAME")
-            self.assertEqual(sum(map(face.problem.held, ("lhs", "rhs", "out"))), face.held)
+            self.assertEqual(sum(map(face.problem.user_bytes, ("lhs", "rhs", "out"))), face.held)
             self.assertEqual(face.held, size * (2 * 8 * 64 * 64 * 64 + 9 * 64 * 64))
 
 

@@ -211,7 +211,7 @@ class Kept(parameterized.TestCase):
                 platform="cpu",
             )
             _plan.choose("auto", cost_of("cpu"), problem, both_gradients=False)
-            _spec.cached_spec(
+            _spec._cached_spec(
                 (1, i + 1, 2),
                 (2, 2, 3),
                 (2,),

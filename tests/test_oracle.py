@@ -116,7 +116,7 @@ class OracleTest(parameterized.TestCase):
     def test_cropped_on_one_side_padded_on_the_other(self, name, strides):
         # Of more than a few channels: XLA's own convolutions on CPU read beyond their arrays. The
         # default is XLA's, so "dilated" is that of `_lowerings` here.
-        self.enter_context(mock.patch.object(_plan, "_choose", util.forced(name)))
+        self.enter_context(mock.patch.object(_plan, "choose", util.forced(name)))
         n, implementation = len(strides), "auto"
         self.assert_cases(
             implementation,
@@ -182,7 +182,7 @@ class OracleTest(parameterized.TestCase):
             if form[0] == c.name:
                 gemms = [False, False, True]
             loops += sum(gemms if run is util.value_and_gradients else gemms[:1])
-        with mock.patch.object(_plan, "_choose", util.forced(*form, chunks)):
+        with mock.patch.object(_plan, "choose", util.forced(*form, chunks)):
             lowered = program(run, f, chunked).lower(data)
         # A depthwise kernel gradient takes its shifts in turn, too.
         loops += form[0] == "depthwise" and run is util.value_and_gradients

@@ -197,13 +197,13 @@ class Decisions(parameterized.TestCase):
     def test_axis_of_one_tap_is_in_the_batch(self, platform, name, axes, n):
         of = (_geometry.Axis(3, 1, 1, 2, 0, 0), _geometry.Axis(5, 4, 2, 1, 2, 2))
         how = {"n": 2, "g": 1, "i": 8, "j": 4}
-        made = _plan.made_by(
+        made = _plan.folded_for(
             LOWERINGS[name], described("value", of, **how)._replace(platform=platform)
         )
         self.assertEqual((len(made.axes), made.batch, made.axes[-1]), (axes, n, of[1]))
         self.assertLen(made.dimension_numbers.lhs_spec, axes + 2)
         divided = described("value", of, **how)._replace(platform=platform, single_device=False)
-        self.assertEqual(_plan.made_by(LOWERINGS[name], divided), divided)
+        self.assertEqual(_plan.folded_for(LOWERINGS[name], divided), divided)
 
     def test_gpu_value_of_a_flipped_kernel_is_cudnns(self):
         # As it is, whichever of the two makes it.

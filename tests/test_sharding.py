@@ -200,7 +200,7 @@ class ShardedTest(parameterized.TestCase):
             asked.append(call)
             return Config("col2im", chunks=2 if call.single_device else 1)
 
-        with mock.patch.object(_plan, "_choose", choose):
+        with mock.patch.object(_plan, "choose", choose):
             divided = jax.device_put((LHS, RHS), (sharding(P("b")), sharding(P())))
             program = jax.jit(function("auto")).lower(*divided).compile()
         assert_close([program(*divided)], one_device("dilated")[0][:1])
@@ -534,7 +534,7 @@ class PartitionTest(parameterized.TestCase):
     @parameterized.product(dtype=("float64", "complex128"), form=("col2im", "dilated"))
     def test_wide_arrays_outside_of_the_x64_mode(self, dtype, form):
         f = function("auto")
-        with mock.patch.object(_plan, "_choose", util.forced(form)):
+        with mock.patch.object(_plan, "choose", util.forced(form)):
             with _compat.x64_scope(dtype):
                 turn = 1 + 0.25j if dtype == "complex128" else 1
                 operands = tuple([jnp.asarray(x * turn, dtype) for x in (LHS, RHS)])
@@ -708,7 +708,7 @@ class ShardMapTest(parameterized.TestCase):
         names = {} if all_axes else {"axis_names": {"a"}}
         if names and not util.HAS["jax.shard_map"]:
             self.skipTest(f"JAX {jax.__version__} has no jax.shard_map")
-        with mock.patch.object(_plan, "_choose", choose):
+        with mock.patch.object(_plan, "choose", choose):
             f = shard_map(function("auto"), True, in_specs=(P("a"), P()), out_specs=P("a"), **names)
             lowered = jax.jit(f).lower(LHS, RHS)
         self.assertEqual("while" in lowered.as_text(), all_axes)
@@ -767,7 +767,7 @@ class VaryingTest(parameterized.TestCase):
                 c, functools.partial(conv_transpose, implementation="auto", **c.kwargs)
             )
 
-        with mock.patch.object(_plan, "_choose", util.forced(**form)):
+        with mock.patch.object(_plan, "choose", util.forced(**form)):
             steps(operands, ours)
             got = steps(numbers, ours).compile()(operands)
         want = steps(numbers, lambda c: step(functools.partial(conv_transpose, **c.kwargs)))

@@ -133,7 +133,7 @@ def makes(implementation, c):
 
 
 def forced(name, gathered=0, chunks=1):
-    """In the place of `_plan._choose`: a form, or where there is none the general one's."""
+    """In the place of `_plan.choose`: a form, or where there is none the general one's."""
 
     def choose(implementation, cost, call, both_gradients):
         form = Config(_plan.candidates(call, name)[0].name, gathered)

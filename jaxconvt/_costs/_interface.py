@@ -21,7 +21,7 @@ class Cost:
         """Return the seconds of one chunk of the batch; `in_loop` if there are several."""
         return 1.0 + work.operations + work.products
 
-    def shared(self, problem: Problem, works: Sequence[Work]) -> float:
+    def saved(self, problem: Problem, works: Sequence[Work]) -> float:
         """Return the seconds that both gradients save by being made together."""
         return 0.0
 
@@ -32,12 +32,12 @@ class Cost:
     def compiled_as(self, problem: Problem, work: Work) -> str:
         """Return what the compiler makes of it, in words."""
         if made := work.convolution:
-            return _several(made.calls, self.convolution(problem, made))
+            return _several(made.calls, self.convolution_name(problem, made))
         if work.products:
             return _several(work.products, "product of matrices", "products of matrices")
         return "sums written out"
 
-    def convolution(self, problem: Problem, made: Convolution) -> str:
+    def convolution_name(self, problem: Problem, made: Convolution) -> str:
         """Return the name of a convolution there."""
         return {
             "forward": "convolution",

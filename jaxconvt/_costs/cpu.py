@@ -58,7 +58,7 @@ class Cpu(Cost):
         single = problem.in_channels == 1 < problem.groups
         time = rates.call * (1 + work.operations) + problem.bytes * rates.moved
         if work.convolution:
-            time += self._convolution(problem, work, work.convolution)
+            time += self._convolution_seconds(problem, work, work.convolution)
         summed = {
             "value": rates.summed,
             "input_grad": rates.gathered,
@@ -76,7 +76,7 @@ class Cpu(Cost):
         fused = single and problem.face == "input_grad"  # multiplied and added up at once
         return time + (0.0 if work.convolution or fused else self._fresh(work.temp_bytes))
 
-    def shared(self, problem: Problem, works: Sequence[Work]) -> float:
+    def saved(self, problem: Problem, works: Sequence[Work]) -> float:
         unfolded, sizes = (
             min([work.shared_bytes for work in works]),
             [work.temp_bytes for work in works],
@@ -91,7 +91,9 @@ class Cpu(Cost):
             and problem.in_channels == 1 < problem.groups
             and not problem.turned("lhs")
         )
-        if not self.carries or not (problem.kind == "bfloat16" or (single and problem.parts == 1)):
+        if not self.carries or not (
+            problem.kind == "bfloat16" or (single and problem.real_products == 1)
+        ):
             return 0
         images = [array for array in OPERANDS[problem.face] if array != "rhs"]
         return sum(map(problem.bytes_of, images))
@@ -104,7 +106,7 @@ class Cpu(Cost):
         wider = {"bfloat16": self.rates.bfloat16, "float64": DOUBLE}.get(problem.kind, 1.0)
         return self.rates.product * wider
 
-    def _convolution(self, problem: Problem, work: Work, made: Convolution) -> float:
+    def _convolution_seconds(self, problem: Problem, work: Work, made: Convolution) -> float:
         rates = self.rates
         if made.form in ("kernel gradient", "filter gradient"):
             return self._kernel_gradient(problem, made)

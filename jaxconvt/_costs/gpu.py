@@ -136,7 +136,7 @@ class Gpu(Cost):
         time = 0.0
         if made:
             copies += _around_convolution(problem, work, made, self._stuffed(problem, made))
-            time += self._convolution(problem, work, made)
+            time += self._convolution_seconds(problem, work, made)
         if work.products:
             copies += _around_products(problem, work)
             time += self._products(problem, work) + self._folded(problem, work)
@@ -169,7 +169,7 @@ class Gpu(Cost):
         count = work.products if problem.face != "value" else 1
         return count * self.rates.launch + (work.col_bytes + problem.out_bytes) * apart * self.byte
 
-    def _convolution(self, problem: Problem, work: Work, made: Convolution) -> float:
+    def _convolution_seconds(self, problem: Problem, work: Work, made: Convolution) -> float:
         rates, stuffed = self.rates, self._stuffed(problem, made)
         lhs, flops = problem.lhs_bytes, made.flops
         if (
@@ -230,7 +230,7 @@ class Gpu(Cost):
         inputs = made.form == "input gradient"
         return self.rates.backward_input if inputs else self.rates.backward_filter
 
-    def convolution(self, problem: Problem, made: Convolution) -> str:
+    def convolution_name(self, problem: Problem, made: Convolution) -> str:
         if self._stuffed(problem, made):
             why = why_no_library_call(problem) or "its kernel is no explicit reverse"
             if made.form == "kernel gradient":

@@ -13,7 +13,8 @@ of that around a convolution, in which images are the rows of a tile:
 So it was seen in compiled programs. `benchmarks/cycles.py` gets the estimates, without a TPU, and
 `benchmarks/fit.py` fits the constants to them. No clock is in them. XLA's own program is often the
 best. So another is picked only where the formulas tell what XLA makes of it (`sure`), and find it
-`margin` times as fast: then no layer of that file takes more cycles than XLA's own.
+`margin` times as fast: then no layer of
+`benchmarks/results/cycles-v5e.json` takes more cycles than XLA's own.
 """
 
 import math

@@ -1,15 +1,14 @@
 """Scatter form: one GEMM makes every tap's contribution, then they are folded together.
 
-    Y[n, a.., b.., j] = lhs[n, a.., i] . rhs[b.., i, j]       out  = fold(Y)
-    U[n, a.., b.., j] = unfold(ct)                            dlhs = U . rhs over b.., j
-                                                              drhs = lhs . U over n, a..
+    Y[n, a.., b.., j] = lhs[n, a.., i] . rhs[b.., i, j]       value       = fold(Y)
+    U[n, a.., b.., j] = unfold(ct)                            input_grad  = U . rhs over b.., j
+                                                              kernel_grad = lhs . U over n, a..
 
 `fold` and `unfold` are each other's transposes. Y and U are prod(k/s) times the output, the
 largest arrays by far. With an axis gathered (see `_im2col`) the GEMM itself adds up its
 shifts: Y and U are s/k of the size, and some copies of lhs are made instead.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -19,12 +18,12 @@ from jax import lax
 
 from jaxconvt import _chunks
 from jaxconvt import _im2col as im2col
-from jaxconvt._geometry import Size, phase_groups
+from jaxconvt._geometry import Size
 from jaxconvt._lowerings._interface import Lowering
 from jaxconvt._numerics import Numerics
 from jaxconvt._problem import Config, Problem, Work
 
-FUSED = 9  # parts of a view, at most, of which XLA makes no array
+FUSED = 9  # slices that one `unfold` takes, at most, for XLA to make no array
 
 
 class Col2im(Lowering):
@@ -122,34 +121,34 @@ def _work(problem: Problem, config: Config) -> Work:
     if problem.turned("lhs") and config.chunks == 1:
         # Of a value, it may lie where the result will be.
         lhs |= problem.face == "kernel_grad" or (
-            problem.face == "value" and problem.lhs_bytes > problem.held("out")
+            problem.face == "value" and problem.lhs_bytes > problem.user_bytes("out")
         )
-    groups = list(itertools.product(*[phase_groups(a) for a in problem.axes[:gathered]]))
+    phase_groups = im2col.phase_groups_of(problem.axes, gathered)
     parts, slices, columns = 0, 1, []
-    for group in groups:
+    for group in phase_groups:
         points = problem.batch * problem.groups * math.prod([p.axis.size for p in group])
         points *= math.prod([a.size for a in scattered])
         shifts = math.prod([len(p.shifts) for p in group])
         phases = math.prod([p.axis.taps for p in group])
         phases *= math.prod([a.taps for a in scattered])
         taken = points * shifts * problem.in_channels * problem.itemsize
-        made = points * phases * problem.out_channels * width
+        unfolded = points * phases * problem.out_channels * width
         columns.append((shifts * problem.in_channels, phases * problem.out_channels))
         copied = gathered > 0 and not im2col.whole(group, problem.axes)
         patches += taken if copied else 0
-        cols += made
+        cols += unfolded
         view = [*[p.axis for p in group], *scattered]
-        way = im2col.around_unfolded(view, made, problem.face == "value")
-        parts += im2col.parts(view)
-        slices = max(slices, im2col.parts(view))
+        way = im2col.around_unfolded(view, unfolded, problem.face == "value")
+        parts += im2col.slices(view)
+        slices = max(slices, im2col.slices(view))
         # XLA fuses products that are not summed with what is made of them, if that is little.
         if problem.face == "value" and shifts * problem.in_channels == 1:
-            temp += 0 if im2col.parts(view) <= FUSED and way == 0 else max(made, way)
+            temp += 0 if im2col.slices(view) <= FUSED and way == 0 else max(unfolded, way)
             continue
         if problem.face == "input_grad" and phases * problem.out_channels == 1:
-            temp += made * (len(groups) > 1) + taken * (shifts > FUSED)
+            temp += unfolded * (len(phase_groups) > 1) + taken * (shifts > FUSED)
             continue
-        temp += made + way if out or not im2col.in_place(view) else 0
+        temp += unfolded + way if out or not im2col.in_place(view) else 0
         transposed = (
             problem.face == "kernel_grad"
             and phases * problem.out_channels >= shifts * problem.in_channels
@@ -162,14 +161,14 @@ def _work(problem: Problem, config: Config) -> Work:
     if not gathered and im2col.in_place(problem.axes):
         cols = 0
     return Work(
-        products=len(groups),
+        products=len(phase_groups),
         product_flops=problem.flops,
         patch_bytes=patches,
         col_bytes=cols,
         columns=max(columns),
         slices=slices,
         rearranged_bytes=problem.rhs_bytes,
-        operations=2 * len(groups),
+        operations=2 * len(phase_groups),
         temp_bytes=temp + problem.rhs_bytes,
         shared=("unfold", gathered),
         shared_bytes=cols,

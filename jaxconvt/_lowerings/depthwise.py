@@ -20,8 +20,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxconvt import _chunks
+from jaxconvt import _geometry as geometry
 from jaxconvt import _im2col as im2col
-from jaxconvt._geometry import Axes, phase_groups
+from jaxconvt._geometry import Axes
 from jaxconvt._im2col import PhaseGroup
 from jaxconvt._lowerings._interface import Lowering
 from jaxconvt._numerics import Numerics
@@ -140,31 +141,33 @@ class Depthwise(Lowering):
 
 def _temp(problem: Problem, _: Config) -> int:
     """Return the bytes that XLA's CPU backend makes: it fuses a short sum with its terms."""
-    groups = list(itertools.product(*[phase_groups(a) for a in problem.axes]))
+    phase_groups = im2col.phase_groups_of(problem.axes, len(problem.axes))
     faces = {
         "value": _value_temp,
         "input_grad": _input_grad_temp,
         "kernel_grad": _kernel_grad_temp,
     }
     channels = problem.batch * problem.groups * problem.out_channels * problem.itemsize
-    temp = faces[problem.face](problem, groups, channels)
-    parts = sum([im2col.parts([p.axis for p in group]) for group in groups])
+    temp = faces[problem.face](problem, phase_groups, channels)
+    parts = sum([im2col.slices([p.axis for p in group]) for group in phase_groups])
     taps = problem.extent("taps")
     if problem.face != "value" and max(taps, parts) > 1:
         temp += im2col.copies_before_unfold(problem.axes) * problem.out_bytes
-    if problem.parts > 1 and taps > 1 < len(problem.axes):  # each of these is made of both operands
+    if problem.real_products > 1 and taps > 1 < len(
+        problem.axes
+    ):  # each of these is made of both operands
         temp += problem.lhs_bytes if problem.face == "value" else problem.out_bytes
     return temp
 
 
-def _value_temp(problem: Problem, groups: list[PhaseGroup], channels: int) -> int:
+def _value_temp(problem: Problem, phase_groups: list[PhaseGroup], channels: int) -> int:
     """Count the terms that several sums share, or that are put apart: XLA makes these before."""
-    counts = Counter([qs for group in groups for _, qs in _shifts(group)])
+    counts = Counter([qs for group in phase_groups for _, qs in _shifts(group)])
     shared = sum([count > 1 and any(qs) for qs, count in counts.items()])
-    temp = shared * _window(groups[0], channels)
-    for group in groups:
+    temp = shared * _window(phase_groups[0], channels)
+    for group in phase_groups:
         shifts = len(_shifts(group))
-        if shifts > 1 and im2col.parts([p.axis for p in group]) > 1:
+        if shifts > 1 and im2col.slices([p.axis for p in group]) > 1:
             temp += shifts * _window(group, channels)
         elif shifts >= SHORT + (not problem.converted("lhs")):
             temp += _window(group, channels) if problem.out_channels > 1 else 0
@@ -174,29 +177,29 @@ def _value_temp(problem: Problem, groups: list[PhaseGroup], channels: int) -> in
     return temp
 
 
-def _input_grad_temp(problem: Problem, groups: list[PhaseGroup], channels: int) -> int:
+def _input_grad_temp(problem: Problem, phase_groups: list[PhaseGroup], channels: int) -> int:
     """Count the terms, summed before channels are; and the cotangent, if many terms are of it."""
     temp = channels * problem.extent("size") if problem.out_channels > 1 else 0
     many = _terms(problem.axes) > SHORT and problem.out_channels > 1
-    for group in groups:
+    for group in phase_groups:
         phases = math.prod([p.axis.taps for p in group])
         if many or len(_shifts(group)) * phases >= SHORT:
             temp += _unfolded_bytes(group, channels)
     return temp
 
 
-def _kernel_grad_temp(problem: Problem, groups: list[PhaseGroup], channels: int) -> int:
+def _kernel_grad_temp(problem: Problem, phase_groups: list[PhaseGroup], channels: int) -> int:
     """Count the cotangent unfolded, and shifted copies of lhs, which all groups share."""
     if problem.platform != "cpu":
         return 0
     # Of one tap, images are multiplied as they are.
-    whole = im2col.whole(groups[0], problem.axes)
+    whole = im2col.whole(phase_groups[0], problem.axes)
     as_they_are = whole and not problem.turned("out") and not problem.converted("out")
     copied = problem.extent("taps") == 1 and not as_they_are
     temp, most = 0, 0
-    for group in groups:
+    for group in phase_groups:
         shifts, window = len(_shifts(group)), _window(group, channels)
-        if shifts * len(groups) > 1 or copied or problem.converted("out"):
+        if shifts * len(phase_groups) > 1 or copied or problem.converted("out"):
             temp += _unfolded_bytes(group, channels)
         if shifts > AT_ONCE and problem.single_device:
             around = [p.axis.size + max(p.shifts) - min(p.shifts) for p in group]
@@ -221,7 +224,7 @@ def _unfolded_bytes(group: PhaseGroup, channels: int) -> int:
 @lru_cache(maxsize=4096)
 def _terms(axes: Axes) -> int:
     """Return how many terms the sums of all outputs have together."""
-    return math.prod([sum([len(p.shifts) for p in phase_groups(axis)]) for axis in axes])
+    return math.prod([sum([len(p.shifts) for p in geometry.phase_groups(axis)]) for axis in axes])
 
 
 def _phases(n: int) -> tuple[int, ...]:

@@ -6,7 +6,6 @@ up with zeros. So no product is wasted, and a NaN or infinity in lhs reaches no 
 should not.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -36,8 +35,8 @@ class Polyphase(Lowering):
         Nor is there one of a problem that devices divide: if they divide rows, XLA is wrong about
         it more often than about the others.
         """
-        made = problem.face != "kernel_grad" and can_use_conv(problem) and problem.single_device
-        return [Config(self.name)] if made else []
+        possible = problem.face != "kernel_grad" and can_use_conv(problem)
+        return [Config(self.name)] if possible and problem.single_device else []
 
     def work(self, problem: Problem, config: Config) -> Work:
         convolutions = math.prod(map(len, _by_axis(problem)))
@@ -104,7 +103,7 @@ def _by_axis(problem: Problem) -> list[tuple[Phases, ...]]:
 def _windows(problem: Problem) -> int:
     """Return the bytes of every window of the convolutions."""
     total = 0
-    for group in itertools.product(*_by_axis(problem)):
+    for group in im2col.phase_groups_of(problem.axes, len(problem.axes)):
         shifts = math.prod([len(p.shifts) for p in group])
         phases = math.prod([p.axis.taps for p in group])
         if problem.face == "value":
@@ -119,19 +118,21 @@ def _windows(problem: Problem) -> int:
 
 def _temp(problem: Problem) -> int:
     """Return the bytes of what convolutions take and make, where that is no user's array."""
-    groups = list(itertools.product(*_by_axis(problem)))
+    groups = im2col.phase_groups_of(problem.axes, len(problem.axes))
     value = problem.face == "value"
     temp = 2 * problem.rhs_bytes if problem.strided or len(problem.axes) > 2 else 0
     by_hand = any(_by_hand(phases) for group in groups for phases in group)
-    turned = problem.turned("lhs") and not (value and problem.lhs_bytes <= problem.held("out"))
+    turned = problem.turned("lhs") and not (
+        value and problem.lhs_bytes <= problem.user_bytes("out")
+    )
     temp += problem.lhs_bytes if by_hand or turned or problem.converted("lhs") else 0
-    views_ = [[p.axis for p in group] for group in groups]
+    unfolded_axes = [[p.axis for p in group] for group in groups]
     if not value:
         temp += (len(groups) - 1) * problem.lhs_bytes
-    if not value and sum(map(im2col.parts, views_)) > 1:
+    if not value and sum(map(im2col.slices, unfolded_axes)) > 1:
         temp += im2col.copies_before_unfold(problem.axes) * problem.out_bytes
-    for view in views_:
-        made = (
+    for view in unfolded_axes:
+        unfolded = (
             problem.batch
             * problem.groups
             * problem.out_channels
@@ -144,7 +145,7 @@ def _temp(problem: Problem) -> int:
             or problem.converted("out")
             or problem.turned("out")
         ):
-            temp += made + im2col.around_unfolded(view, made, value)
+            temp += unfolded + im2col.around_unfolded(view, unfolded, value)
     return temp
 
 
@@ -173,13 +174,12 @@ def _conv(
     features = kernel.shape[n + 1 :]
     kernel = lax.reshape(kernel, (*kernel.shape[: n + 1], math.prod(features)))
     pads, steps = [], []
-    for at, (axis, (rows, shifts, _)) in enumerate(zip(axes, group, strict=True)):
-        step = shifts[0] - shifts[1] if len(shifts) > 1 else 1
-        lo, hi = shifts[0], rows.size - axis.size - shifts[-1]
-        if _by_hand(group[at]):
+    for at, (axis, phases) in enumerate(zip(axes, group, strict=True)):
+        lo, hi = phases.shifts[0], phases.axis.size - axis.size - phases.shifts[-1]
+        if _by_hand(phases):
             lhs, lo, hi = im2col.pad(lhs, 1 + at, lo, hi), 0, 0
         pads.append((lo, hi))
-        steps.append(step)
+        steps.append(phases.step)
     out = conv_general_dilated(
         lhs,
         kernel,

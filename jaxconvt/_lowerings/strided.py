@@ -4,9 +4,9 @@ A transposed convolution is the input gradient of a forward convolution F. F has
 dilation d, and padding `e-1-lo` at the low end and `e-1-hi` at the high end. Its kernel K is rhs
 flipped; with `forward_kernel`, rhs is stored as K. So
 
-    out  = the input gradient of F at lhs          (cuDNN's backward-input convolution)
-    dlhs = F(ct, K)                                (its forward convolution)
-    dK   = the filter gradient of F at lhs         (its backward-filter convolution)
+    value       = the input gradient of F at lhs   (cuDNN's backward-input convolution)
+    input_grad  = F(ct, K)                         (its forward convolution)
+    kernel_grad = the filter gradient of F at lhs  (its backward-filter convolution)
 
 XLA looks for these forms on GPU (see `_xla.why_no_library_call`). The filter gradient is by hand:
 autodiff would make it from the value, with the zeros of a dilated lhs in it.
@@ -73,7 +73,7 @@ class Strided(Lowering):
             out = zeros(shape, numerics.preferred_element_type, lhs, rhs)
         else:
             kernel = lax.reshape(_kernel(rhs, problem), rhs.shape)
-            if problem.platform in ("cuda", "rocm") and not problem.forward_kernel:
+            if problem.on_gpu and not problem.forward_kernel:
                 # XLA looks for an explicit reverse below, and makes it part of cuDNN's call. It
                 # would cancel that of `_kernel`.
                 kernel = lax.optimization_barrier(kernel)

@@ -39,18 +39,18 @@ class Subpixel(Lowering):
         Where taps are dilated, or fewer than phases, most of the kernel would be zeros.
         """
         last = problem.axes[-1] if problem.axes else None
-        made = last and 1 < last.stride <= last.taps and last.dilation == 1 and not problem.empty
-        made = made and problem.single_device and can_use_dilated_conv(problem)
-        return [Config(self.name)] if made else []
+        useful = last and 1 < last.stride <= last.taps and last.dilation == 1 and not problem.empty
+        possible = problem.single_device and can_use_dilated_conv(problem)
+        return [Config(self.name)] if useful and possible else []
 
     def work(self, problem: Problem, config: Config) -> Work:
-        made = _inner(problem)
-        work = DILATED.work(made, config)
+        inner = _inner(problem)
+        work = DILATED.work(inner, config)
         return work._replace(
-            inner=made,
-            rearranged_bytes=work.rearranged_bytes + problem.rhs_bytes + made.rhs_bytes,
+            inner=inner,
+            rearranged_bytes=work.rearranged_bytes + problem.rhs_bytes + inner.rhs_bytes,
             operations=2,
-            temp_bytes=work.temp_bytes + 2 * made.rhs_bytes + made.out_bytes,
+            temp_bytes=work.temp_bytes + 2 * inner.rhs_bytes + inner.out_bytes,
         )
 
     def value(

@@ -95,7 +95,7 @@ class GpuTest(parameterized.TestCase):
         ci, co = channels
         call = example(ci, co, flip, channels_first)
         for name in ("dilated", "strided"):
-            with mock.patch.object(_plan, "_choose", util.forced(name)):
+            with mock.patch.object(_plan, "choose", util.forced(name)):
                 row = compilers.measure("h100", call, (compilers.REFERENCE, "auto"))
             for mode in FACES:
                 programs = row[mode]
@@ -120,7 +120,7 @@ class GpuTest(parameterized.TestCase):
     @parameterized.parameters("unet_up", "sam_decoder", "unet3d_up")
     def test_kernel_as_large_as_the_stride_is_one_product(self, name):
         """It takes one copy of the image, and one of the kernel, which is reversed."""
-        with mock.patch.object(_plan, "_choose", util.forced("col2im")):
+        with mock.patch.object(_plan, "choose", util.forced("col2im")):
             row = compilers.measure("h100", BY_NAME[name].call(batch=8), ("auto",))
         for mode, kernels in {"value": 3, "input_grad": 3, "kernel_grad": 4}.items():
             ours = row[mode]["auto"]

@@ -117,7 +117,7 @@ class TpuTest(parameterized.TestCase):
         for mode in compilers.MODES[:3]:
             with self.subTest(mode):
                 theirs = count(call, mode, "jax.lax")
-                with mock.patch.object(_plan, "_choose", util.forced("dilated")):
+                with mock.patch.object(_plan, "choose", util.forced("dilated")):
                     self.assertEqual(count(call, mode, "auto"), theirs)
 
     def test_zeros_are_not_multiplied_where_they_are_most(self):
