@@ -78,8 +78,8 @@ def words(printed):
 
 
 def found(f, *args):
-    """Return what each measured case is of: its kind and its sizes n, g, i and j."""
-    with mock.patch.object(_benchmark, "fastest", lambda case, *_: (pick(case), [])):
+    """Return what each measured key is of: its kind and its sizes n, g, i and j."""
+    with mock.patch.object(_benchmark, "fastest", lambda key, *_: (pick(key), [])):
         picks = jaxconvt.autotune(f, *args).measurements
     return sorted(
         [
@@ -182,7 +182,7 @@ class FoundTest(parameterized.TestCase):
         operands = {"x": structs[0], "more": {"rhs": structs[1]}}
         self.assertEqual(found(Model(), operands, "not an array"), [VALUE])
 
-    def test_other_numerics_are_other_cases(self):
+    def test_other_numerics_are_other_keys(self):
         def f(lhs, rhs):
             return [
                 conv(lhs, rhs),
@@ -263,7 +263,7 @@ class FoundTest(parameterized.TestCase):
     )  # fmt: skip
     def test_seconds(self, given, seconds):
         self.assertEqual(_autotune._seconds(given), seconds)
-        with mock.patch.object(_benchmark, "fastest", lambda case, *args: (pick(case), args[-1])):
+        with mock.patch.object(_benchmark, "fastest", lambda key, *args: (pick(key), args[-1])):
             self.assertLen(jaxconvt.autotune(conv, X, W, seconds=given).measurements, 1)
 
     @parameterized.parameters((X, W), ("auto", X, W))
@@ -370,7 +370,7 @@ class PickedTest(parameterized.TestCase):
     @parameterized.parameters((5, 1e-3), (10, 1e-3), (25, 1e-3), (8, 0.2), (10, 1.0), (25, 1.0))
     def test_calls_that_are_held_up(self, every, scale):
         """One call in so many takes ten times as long."""
-        (case,) = [measured.key for measured in value_tuning().measurements]
+        (key,) = [measured.key for measured in value_tuning().measurements]
         profiles = [
             {DILATED: 2.0, COL2IM: 1.0, POLYPHASE: 1.2},  # the default is slow
             {DILATED: 1.0, COL2IM: 2.0, POLYPHASE: 1.2},  # it is the best
@@ -388,7 +388,7 @@ class PickedTest(parameterized.TestCase):
             with self.subTest(f"{profile}, {first}"), clocked(seconds_of, lambda now=now: now[0]):
                 samplers = dict.fromkeys([(config,) for config in profile])
                 times = _measure.in_turn(samplers, *_benchmark.ROUNDS, 1.0, _benchmark._near)
-                pick = _benchmark._measured(case, times, ())
+                pick = _benchmark._measured(key, times, ())
                 best = min(profile, key=lambda config: profile[config])
                 self.assertEqual(pick.configs, (best,))
                 ratio = pick.default_seconds / pick.seconds
@@ -406,8 +406,8 @@ class PickedTest(parameterized.TestCase):
         with clocked(seconds_of):
             samplers = dict.fromkeys([(config,) for config in profile])
             times = _measure.in_turn(samplers, *_benchmark.ROUNDS, 100.0, _benchmark._near)
-        (case,) = [measured.key for measured in value_tuning().measurements]
-        measured = _benchmark._measured(case, times, ())
+        (key,) = [measured.key for measured in value_tuning().measurements]
+        measured = _benchmark._measured(key, times, ())
         self.assertEqual(measured.configs, (COL2IM,))
         self.assertEqual(measured.default_seconds, 2 * measured.seconds)
 
@@ -447,10 +447,8 @@ class PickedTest(parameterized.TestCase):
     def test_one_of_two_runs(self):
         original = _benchmark.fastest
 
-        def only_one(case, *args):
-            return (
-                original(case, *args) if case.batch > 1 else (None, ["value: dilated: too large"])
-            )
+        def only_one(key, *args):
+            return original(key, *args) if key.batch > 1 else (None, ["value: dilated: too large"])
 
         self.enter_context(mock.patch.object(_benchmark, "fastest", only_one))
         with self.assertWarnsRegex(UserWarning, "leaves a call to 'auto': value of .* too large"):
@@ -460,8 +458,8 @@ class PickedTest(parameterized.TestCase):
     def test_one_of_two_is_too_large(self):
         original = _benchmark._operands
 
-        def operands(case, device):
-            return original(case, device) if case.batch > 1 else np.empty(2**60, np.int8)
+        def operands(key, device):
+            return original(key, device) if key.batch > 1 else np.empty(2**60, np.int8)
 
         self.enter_context(mock.patch.object(_benchmark, "_operands", operands))
         with self.assertWarnsRegex(UserWarning, "leaves a call to 'auto': value of .*MemoryError"):
@@ -698,10 +696,10 @@ class UsedTest(parameterized.TestCase):
 
     def test_looked_up_quickly(self):
         tuning = value_tuning()
-        case = tuning.measurements[0].key
+        key = tuning.measurements[0].key
         with mock.patch.object(pathlib.Path, "read_text", side_effect=AssertionError):
             for _ in range(3):  # the CPU's model is read once
-                self.assertEqual(tuning._config(case, False, "cpu", ""), COL2IM)
+                self.assertEqual(tuning._config(key, False, "cpu", ""), COL2IM)
 
     def test_explained(self):
         tuning = value_tuning(POLYPHASE)
@@ -951,7 +949,7 @@ class VerboseTest(parameterized.TestCase):
 
     def setUp(self):
         super().setUp()
-        measured = lambda case, *_: (pick(case, COL2IM)._replace(seconds=0.5), [])  # noqa: E731
+        measured = lambda key, *_: (pick(key, COL2IM)._replace(seconds=0.5), [])  # noqa: E731
         self.enter_context(mock.patch.object(_benchmark, "fastest", measured))
 
     def said(self, terminal, f=conv, **how):
@@ -991,10 +989,8 @@ class VerboseTest(parameterized.TestCase):
     def test_one_that_is_left_to_auto(self):
         original = _benchmark.fastest
 
-        def only_one(case, *args):
-            return (
-                original(case, *args) if case.batch > 1 else (None, ["value: dilated: too large"])
-            )
+        def only_one(key, *args):
+            return original(key, *args) if key.batch > 1 else (None, ["value: dilated: too large"])
 
         self.enter_context(mock.patch.object(_benchmark, "fastest", only_one))
         f = lambda x, w: (conv(x[:1], w), conv(x, w))  # noqa: E731

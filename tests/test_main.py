@@ -344,7 +344,7 @@ class ReportTest(parameterized.TestCase):
         explanation = jaxconvt.explain(call.lhs, call.rhs, **call.kwargs)
         self.assertEqual({config.name for config in explanation.configs.values()}, {"dilated"})
 
-    def test_every_choice_has_a_short_name(self):
+    def test_every_lowering_has_a_letter(self):
         for layer in LAYERS:
             call = layer.call()
             configs = jaxconvt.explain(call.lhs, call.rhs, **call.kwargs).configs

@@ -192,7 +192,7 @@ class ShardedTest(parameterized.TestCase):
         alone = functools.partial(lax.conv_transpose, strides=(2, 2), padding="VALID")
         assert_close(jax.jit(step(f))(lhs, rhs), step(alone)(lhs, rhs))
 
-    def test_choices_are_those_of_a_device(self):
+    def test_picks_are_those_of_a_device(self):
         """By the sizes that it holds, in chunks; of whole arrays where XLA divides the program."""
         asked = []
 
@@ -519,12 +519,12 @@ class PartitionTest(parameterized.TestCase):
         f = functools.partial(conv_transpose, implementation="auto", **ARGUMENTS)
         held = jax.ShapeDtypeStruct((1, *LHS.shape[1:]), LHS.dtype)
         tuning = autotune(f, held, RHS, seconds=0.0)
-        (pick,) = tuning.measurements
+        (measurement,) = tuning.measurements
         found = {}
         for name in ("polyphase", "col2im"):
-            picks = (pick._replace(configs=(Config(name),)),)
+            measurements = (measurement._replace(configs=(Config(name),)),)
             pinned = functools.partial(
-                f, implementation=dataclasses.replace(tuning, measurements=picks)
+                f, implementation=dataclasses.replace(tuning, measurements=measurements)
             )
             program = compiled(pinned, (P("ab"), P()))
             found[name] = " convolution(" in program.as_text()

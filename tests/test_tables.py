@@ -23,9 +23,11 @@ def tuning(*keys):
     """With figures, names and reasons as long as they get."""
     configs = (Config("depthwise", 3, 1024), Config("polyphase", 3, 1024))
     reason = f"input gradient: {configs[0]}: " + "its largest difference from dilated is 0.1 " * 3
-    picks = [jaxconvt.Measurement(key, configs, 1e-6, 9999.0, (reason,)) for key in keys]
+    measurements = [jaxconvt.Measurement(key, configs, 1e-6, 9999.0, (reason,)) for key in keys]
     device = "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz, 224 cores"
-    return jaxconvt.Tuning("cpu", device, "0.12.0.dev20261127", "0.12.0.dev20261127", tuple(picks))
+    return jaxconvt.Tuning(
+        "cpu", device, "0.12.0.dev20261127", "0.12.0.dev20261127", tuple(measurements)
+    )
 
 
 def long_keys():
