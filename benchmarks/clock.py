@@ -58,7 +58,7 @@ class Task(NamedTuple):
 
     @property
     def name(self) -> str:
-        """That of its program, by which a trace knows it."""
+        """Return the name of its program, by which a trace knows it."""
         return "__".join(map(str, (*self[:3], *self.config)))
 
 
@@ -146,7 +146,10 @@ def filled(shapes: Sequence[tuple[int, ...]], dtype: str) -> Iterator[jax.Array]
 
 
 def by_the_wall(several: Sequence[Timed]) -> dict[Task, float]:
-    """Time in turn: a machine that slows down for a while is slow for all."""
+    """Return the seconds of one call of each.
+
+    They are timed in turn, so that a machine that slows down for a while is slow for all.
+    """
     samplers = {
         timed.task: repeated(
             partial(timed.program, *timed.operands),
@@ -160,7 +163,7 @@ def by_the_wall(several: Sequence[Timed]) -> dict[Task, float]:
 
 
 def by_the_device(several: Sequence[Timed]) -> dict[Task, float]:
-    """Seconds of one call of each, of one trace."""
+    """Return the seconds of one call of each, from one trace."""
 
     def calls() -> None:
         for timed in several:
@@ -191,14 +194,14 @@ def faces(programs: Sequence[Timed]) -> list[Sequence[Timed]]:
 
 
 def add_layers(parser: argparse.ArgumentParser) -> None:
-    """Return the options that say which layers, of a file."""
+    """Add the options that say which layers are taken, and from which file."""
     add = parser.add_argument
     add("--layers", nargs="+", metavar="NAME", help="of those in the file; all")
     add("--of", type=Path, default=LAYERS, metavar="FILE", help="with layers (%(default)s)")
 
 
 def layers_of(path: Path, batch_over: int) -> dict[str, Any]:
-    """Of a file, their batch divided."""
+    """Return the layers of a file, with their batch divided."""
     layers: dict[str, Any] = json.loads(path.read_text())["layers"]
     for layer in layers.values():
         layer["lhs"][0] //= batch_over
@@ -208,7 +211,7 @@ def layers_of(path: Path, batch_over: int) -> dict[str, Any]:
 def chosen(
     parser: argparse.ArgumentParser, layers: dict[str, Any], names: Sequence[str] | None
 ) -> dict[str, Any]:
-    """Those of these names, or all."""
+    """Return the layers of these names, or all."""
     if unknown := set(names or ()) - set(layers):
         parser.error(f"argument --layers: there is no {', '.join(sorted(unknown))}")
     return {name: layers[name] for name in names or layers}

@@ -14,7 +14,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def parser(about: str | None, layers: Iterable[str] = ()) -> argparse.ArgumentParser:
-    """Of a script with this docstring; with `--layers` of the report, if it takes some of them."""
+    """Return the parser of a script with this docstring; it has `--layers` if some are given."""
     result = argparse.ArgumentParser(
         description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -47,7 +47,10 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def write(path: Path, data: dict[str, Any], depth: int = 2) -> None:
-    """As JSON: a line for each item of so many levels, but one for what has numbers and words."""
+    """Write JSON: a line for each item down to `depth` levels.
+
+    What holds only numbers and words is always one line.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(_text(data, depth) + "\n")
 

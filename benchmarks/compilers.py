@@ -99,7 +99,7 @@ class Program(NamedTuple):
 
 
 def devices(name: str, count: int = 1) -> Any:
-    """Return some that are not there, for which programs can be compiled; of "cpu", the host's."""
+    """Return devices that are not there, to compile for; of "cpu", the host's own."""
     jax.config.update("jax_platforms", "cpu")
     if name == "cpu":
         # Read when the first device is asked for.
@@ -123,7 +123,7 @@ def compiled(function: Callable[..., Any], operands: Iterable[Any], target: Any)
 
 
 def programs(call: LayerCall, implementation: str) -> Iterator[tuple[str, Callable[..., Any], Any]]:
-    """Each mode of a layer, as a function and its operands."""
+    """Yield each mode of a layer, as a function and its operands."""
     name = "dilated" if implementation == REFERENCE else implementation
 
     def value(lhs: Any, rhs: Any) -> Any:
@@ -168,7 +168,7 @@ class Counter:
         return Program("".join(sorted(calls)), kernels, flops, bytes_, cost)
 
     def run(self, computation: str, times: int) -> Iterator[tuple[Instruction, int]]:
-        """Return what is started, and how often."""
+        """Yield what is started, and how often."""
         for instruction in self.computations[computation]:
             if instruction.opcode == "while":
                 body = instruction.attribute(r"body=%([\w.-]+)")
@@ -194,7 +194,7 @@ class Counter:
         return (time + START) * 1e6
 
     def multiplied(self, instruction: Instruction) -> tuple[str, float]:
-        """Library calls, by letter, and flops."""
+        """Return the library calls of an instruction, by letter, and its flops."""
         target = instruction.attribute(r'custom_call_target="([^"]+)"')
         if target in _CUDNN:
             return _CUDNN[target], self.convolution(instruction, _CUDNN[target])
@@ -217,7 +217,7 @@ class Counter:
         return 2.0 * math.prod(result) * inner
 
     def convolution(self, instruction: Instruction, form: str) -> float:
-        """Each element of the cotangent or result meets each tap and each in feature."""
+        """Return the flops: each element of cotangent or result meets each tap and in feature."""
         sizes = instruction.attribute(r"window=\{size=([\dx]+)") or "1"
         window = math.prod(map(int, sizes.split("x")))
         groups = int(instruction.attribute(r"feature_group_count=(\d+)") or 1)
@@ -245,7 +245,7 @@ def count(text: str, name: str) -> Program:
 
 
 def measure(name: str, call: LayerCall, implementations: Iterable[str]) -> dict[str, Any]:
-    """By mode and implementation, a `Program`; alike programs are compiled once."""
+    """Return a `Program` by mode and implementation."""
     (target,) = devices(name)
     row: dict[str, Any] = {mode: {} for mode in MODES}
     for implementation in implementations:
@@ -255,7 +255,7 @@ def measure(name: str, call: LayerCall, implementations: Iterable[str]) -> dict[
 
 
 def ratio(row: dict[str, Any], mode: str, implementation: str) -> float:
-    """Of jax.lax's cost over the implementation's."""
+    """Return jax.lax's cost over the implementation's."""
     costs: float = row[mode][REFERENCE]["cost"] / row[mode][implementation]["cost"]
     return costs
 

@@ -96,7 +96,7 @@ def draw(
 
 
 def drawn(count: int) -> dict[str, Any]:
-    """Layers as the file has them."""
+    """Return random layers, as the file has them."""
     rng, result = np.random.default_rng(SEED), dict[str, Any]()
     while len(result) < count:
         if layer := draw(rng, f"random_{len(result)}"):
@@ -127,7 +127,7 @@ def program(task: Task, target: Any) -> compilers.Program:
 
 
 def work(device: str, pipe: Connection) -> None:
-    """Compiles what comes through the pipe."""
+    """Compile what comes through the pipe, and send back its cycles, or why there are none."""
     (target,) = compilers.devices(device)
     pipe.send(None)
     while task := pipe.recv():

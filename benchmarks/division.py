@@ -81,7 +81,7 @@ def main() -> None:
     print(f"lhs {LHS}, rhs {RHS}, {ARGUMENTS}, mesh {dict(over.shape)}, {name}, MiB\n")
     print("| divided | jax.lax | auto |\n|---|---|---|")
     for division in DIVISIONS:
-        texts = [program(how, division, over) for how in ("dilated", "auto")]
+        texts = [program(implementation, division, over) for implementation in ("dilated", "auto")]
         print(f"| {division} | {' | '.join(map(entry, texts))} |", flush=True)
 
 

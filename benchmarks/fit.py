@@ -71,7 +71,7 @@ class Timing(NamedTuple):
 
 
 class Platform(NamedTuple):
-    """What is fitted for one: constants, and the costs that they make."""
+    """What is fitted for one platform: constants, and the costs that they make."""
 
     rates: Any
     cost: Callable[[Any], Cost]
@@ -169,7 +169,7 @@ def asdict(rates: Any) -> dict[str, Any]:
 
 
 def names(rates: Any) -> list[str]:
-    """Of the constants that are real numbers."""
+    """Return the names of the constants that are real numbers."""
     return [name for name, value in asdict(rates).items() if type(value) is float and value]
 
 
@@ -192,19 +192,26 @@ class Regret(NamedTuple):
 
 
 def regrets(cost: Cost, timings: Sequence[Timing]) -> list[Regret]:
-    """Of every face of which several forms were timed."""
-    faces: dict[Any, list[Timing]] = defaultdict(list)
-    for t in timings:
-        faces[t.layer, t.dtype, t.problem.face].append(t)
+    """Return the regret of every face of which several forms were timed."""
     result = []
-    for (layer, dtype, face), forms in faces.items():
+    for pick, forms in picked(cost, timings):
         if len(forms) > 1:
-            # As `explain` has it, and training: both gradients are taken.
-            pick = _plan.choose("auto", cost, forms[0].problem, face != "value")
-            times = {t.config: t.seconds for t in forms}
-            ratio = times[pick] / min(times.values()) if pick in times else None
-            result.append(Regret(layer, dtype, face, pick, ratio))
+            least = min([t.seconds for t in forms.values()])
+            ratio = forms[pick].seconds / least if pick in forms else None
+            one = next(iter(forms.values()))
+            result.append(Regret(one.layer, one.dtype, one.problem.face, pick, ratio))
     return result
+
+
+def picked(cost: Cost, timings: Sequence[Timing]) -> Iterator[tuple[Config, dict[Config, Timing]]]:
+    """Yield for each face what "auto" picks, and all forms of it that were timed."""
+    faces: dict[Any, dict[Config, Timing]] = defaultdict(dict)
+    for t in timings:
+        faces[t.layer, t.dtype, t.problem.face][t.config] = t
+    for (_, _, face), forms in faces.items():
+        problem = next(iter(forms.values())).problem
+        # As `explain` has it, and training: both gradients are taken.
+        yield _plan.choose("auto", cost, problem, face != "value"), forms
 
 
 def told(regret: Sequence[Regret]) -> str:
@@ -242,12 +249,8 @@ def group(t: Timing) -> str:
 
 
 def picks(cost: Cost, timings: Sequence[Timing]) -> Iterator[tuple[Timing, Timing | None]]:
-    """Return what is picked of each face, and jax.lax's program, if that was timed."""
-    faces: dict[Any, dict[Config, Timing]] = defaultdict(dict)
-    for t in timings:
-        faces[t.layer, t.problem.face, t.dtype][t.config] = t
-    for (_, face, _), forms in faces.items():
-        pick = _plan.choose("auto", cost, next(iter(forms.values())).problem, face != "value")
+    """Yield the timing of each pick that was timed, and of jax.lax's program, if that was."""
+    for pick, forms in picked(cost, timings):
         if pick in forms:
             yield forms[pick], forms.get(XLAS)
 
@@ -280,7 +283,7 @@ def close(ratios: Sequence[float]) -> float:
 
 
 def left_out(of: Platform, timings: Sequence[Timing]) -> list[Regret]:
-    """Of each layer, by constants that are fitted to the others."""
+    """Return the regret of each layer, by constants that are fitted to the others."""
     result = []
     for layer in dict.fromkeys([t.layer for t in timings]):
         rates = fitted(of, [t for t in timings if t.layer != layer])

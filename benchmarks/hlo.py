@@ -62,7 +62,7 @@ def computations(text: str) -> dict[str, list[Instruction]]:
 
 
 def exchanged(text: str) -> dict[str, tuple[int, int]]:
-    """By kind of collective, how many there are in a program, and the bytes that they return."""
+    """Count the collectives of a program, by kind, and the bytes that they return."""
     found: Counter[str] = Counter()
     moved: Counter[str] = Counter()
     for instructions in computations(text).values():

@@ -89,16 +89,15 @@ from jaxconvt._measure import (
     timed,
     tolerance,
 )
-from jaxconvt._problem import FACES
+from jaxconvt._problem import FACES, GRADIENTS, Spec
 from jaxconvt._reference import flip_and_swap
-from jaxconvt._spec import Spec
 from jaxconvt._tuning import CLOCKS, DEVICE, WALL
 from jaxconvt._words import first_line
 
 Fn = Callable[..., Any]
 Row = dict[str, Any]
 
-MODES = ("forward", *FACES[1:], "step")
+MODES = ("forward", *GRADIENTS, "step")
 STUFFED, FLOOR, TORCH, TUNED = "zero-stuffed", "gemm", "torch", "autotune"
 SINGLE = tuple(name for name in jaxconvt.IMPLEMENTATIONS if name != "auto")
 BATCH = 8
@@ -152,7 +151,7 @@ def tuned(call: LayerCall, auto: Fn) -> jaxconvt.Tuning:
 
 
 def functions(call: LayerCall, spec: Spec, tune: bool = False) -> dict[str, Fn]:
-    """Everything in JAX that computes the layer, by name."""
+    """Return everything in JAX that computes the layer, by name."""
     lacking = {"feature_group_count", "output_padding", "output_shape"} & call.kwargs.keys()
     reference = partial(by_hand, spec, False) if lacking else partial(
         lax.conv_transpose, **call.kwargs
@@ -174,7 +173,7 @@ def executable(f: Fn, operands: Sequence[Any]) -> Any:
 
 
 def floor(call: LayerCall, spec: Spec) -> tuple[Fn, tuple[jax.Array, jax.Array]]:
-    """One matrix product of as many multiply-adds as the value, and operands for it."""
+    """Return one matrix product of as many multiply-adds as the value, and its operands."""
     g = spec.groups
     batch, channels, *spatial = spec.dimension_numbers.lhs_spec
     rows = call.lhs.shape[batch] * math.prod(call.lhs.shape[a] for a in spatial)
@@ -197,7 +196,10 @@ def random_array(shape: Sequence[int], seed: int) -> np.ndarray:
 def medians(
     samplers: Mapping[str, Sampler], budget: float, runs: int, run: int
 ) -> dict[str, float]:
-    """Median seconds of each, of one of so many runs; `budget` is for calls beyond the least."""
+    """Return median seconds of each in one of so many runs.
+
+    `budget` is for calls beyond the least.
+    """
 
     def quick(times: Mapping[str, list[float]]) -> list[str]:
         return [name for name, own in times.items() if min(own) < SLOW]
@@ -224,8 +226,11 @@ def disagreement(got: Iterable[Any], expected: Iterable[np.ndarray], most: float
 def torch_entries(
     call: LayerCall, spec: Spec, arrays: Sequence[np.ndarray], on_gpu: bool
 ) -> dict[str, dict[str, tuple[Fn, Fn, Fn]]]:
-    """torch's entries by layout and mode: what calls it, what waits for that, and a function that
-    takes what is expected (value, gradients of lhs and rhs) to what torch is to return."""
+    """Return torch's entries by layout and mode.
+
+    Each is what calls it, what waits for that, and a function that takes what is expected (value,
+    gradients of lhs and rhs) to what torch is to return.
+    """
     import torch
 
     n, g = len(spec.axes), spec.groups
@@ -307,7 +312,7 @@ def torch_entries(
 
 
 def settled(sampler: Sampler) -> Sampler:
-    """So that what is called next has the cores."""
+    """Return the sampler with a pause, so that what is called next has the cores."""
 
     def sample() -> float:
         seconds = sampler()
@@ -318,7 +323,7 @@ def settled(sampler: Sampler) -> Sampler:
 
 
 def set_up_torch(on_gpu: bool) -> str:
-    """Torch's version, if it can be measured, otherwise ""."""
+    """Set up torch, and return its version, or "" if it can't be measured."""
     if importlib.util.find_spec("torch") is None:
         return ""
     import torch
@@ -338,7 +343,7 @@ def to_numpy(tensors: Iterable[Any]) -> list[np.ndarray]:
 
 
 def of_mode(results: Sequence[Any], mode: str) -> list[Any]:
-    """Of value and both gradients, what the mode returns."""
+    """Return what the mode returns of value and both gradients."""
     return list(results) if mode == "step" else [results[MODES.index(mode)]]
 
 
@@ -352,7 +357,7 @@ def measure(
     runs: int = 1,
     run: int = 0,
 ) -> Row:
-    """One row of a table, of one of so many runs."""
+    """Return one row of a table, of one of so many runs."""
     on_gpu = jax.default_backend() != "cpu"
     kernel = variant.endswith(KERNEL)
     options = VARIANTS[variant.removesuffix(KERNEL)]
@@ -536,7 +541,7 @@ def entry_seconds(row: Row, mode: str, name: str) -> float | None:
 
 
 def ratios(rows: Iterable[Row], mode: str, over: str, under: str = "auto") -> dict[str, float]:
-    """By layer, one entry's time over another's, where both were measured."""
+    """Return one entry's time over another's, by layer, where both were measured."""
     result = {}
     for row in rows:
         a, b = entry_seconds(row, mode, over), entry_seconds(row, mode, under)
@@ -574,7 +579,7 @@ def mean_and_worst(rows: Sequence[Row], figures: Figures, least: bool = True) ->
 
 
 def step_over_parts(rows: Iterable[Row]) -> dict[str, float]:
-    """Of auto: the time of a step over that of its parts alone."""
+    """Return auto's time of a step over that of its parts alone, by layer."""
     return {
         row["layer"]: seconds[-1] / sum(seconds[:-1])
         for row in rows
@@ -583,7 +588,7 @@ def step_over_parts(rows: Iterable[Row]) -> dict[str, float]:
 
 
 def temporary_bytes(rows: Iterable[Row], mode: str) -> dict[str, float]:
-    """Of auto, over what it is allowed."""
+    """Return auto's temporary bytes over what it is allowed, by layer."""
     return {
         row["layer"]: max(temp["auto"], 1) / max(4 * row["bytes"], temp.get(REFERENCE) or 0)
         for row in rows

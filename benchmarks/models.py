@@ -88,7 +88,7 @@ class HiFiGAN(nn.Module):
 
 
 class Decoder(eqx.Module):
-    """Of a convolutional autoencoder, from a code to 64x64 images, channels first."""
+    """The decoder of a convolutional autoencoder, from a code to 64x64 images, channels first."""
 
     layers: list[Any]
 
@@ -120,22 +120,22 @@ class Equinox:
         return jax.vmap(eqx.combine(state["params"], static))(*inputs), {}
 
 
-class Case(NamedTuple):
+class Setup(NamedTuple):
     model: nn.Module | Equinox
     inputs: Any  # shapes
     rate: float
 
 
-CASES = {
-    "dcgan": Case(DCGAN(), [(8, 100)], 0.1),
-    "unet3d": Case(UNet3D(), [(1, 8, 8, 8, 64), [(1, 16, 16, 16, 32), (1, 32, 32, 32, 16)]], 0.1),
-    "hifigan": Case(HiFiGAN(), [(1, 32, 80)], 0.2),
-    "equinox": Case(Equinox(Decoder), [(8, 64)], 0.1),
+SETUPS = {
+    "dcgan": Setup(DCGAN(), [(8, 100)], 0.1),
+    "unet3d": Setup(UNet3D(), [(1, 8, 8, 8, 64), [(1, 16, 16, 16, 32), (1, 32, 32, 32, 16)]], 0.1),
+    "hifigan": Setup(HiFiGAN(), [(1, 32, 80)], 0.2),
+    "equinox": Setup(Equinox(Decoder), [(8, 64)], 0.1),
 }
 
 
 def random(shapes: Any) -> Any:
-    """Arrays of those shapes."""
+    """Return random arrays of those shapes."""
     key = iter(jax.random.split(jax.random.key(0), 100))
     return jax.tree.map(
         lambda shape: jax.random.normal(next(key), shape),
@@ -148,18 +148,18 @@ def norm(tree: Any) -> float:
     return float(jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(tree))))
 
 
-def compile_step(case: Case, state: Any, inputs: Any, target: jax.Array) -> Callable[..., Any]:
-    """(parameters) -> (parameters, loss), traced now."""
+def compile_step(setup: Setup, state: Any, inputs: Any, target: jax.Array) -> Callable[..., Any]:
+    """Return a step that takes parameters to parameters and loss; it is traced now."""
 
     def loss(params: Any) -> jax.Array:
-        out, _ = case.model.apply(
+        out, _ = setup.model.apply(
             {**state, "params": params}, *inputs, mutable=["batch_stats"]
         )  # training: running averages are not used
         return jnp.mean((out - target) ** 2)
 
     def step(params: Any) -> tuple[Any, jax.Array]:
         value, gradients = jax.value_and_grad(loss)(params)
-        return jax.tree.map(lambda p, g: p - case.rate * g, params, gradients), value
+        return jax.tree.map(lambda p, g: p - setup.rate * g, params, gradients), value
 
     return jax.jit(step).lower(state["params"]).compile()
 
@@ -177,18 +177,18 @@ class Training:
         return self.params
 
 
-def measure(case: Case) -> dict[str, Any]:
-    inputs = random(case.inputs)
+def measure(setup: Setup) -> dict[str, Any]:
+    inputs = random(setup.inputs)
     # Jitted, so that the outputs, which nobody asks for, are not computed.
-    state = jax.jit(case.model.init)(jax.random.key(1), *inputs)
+    state = jax.jit(setup.model.init)(jax.random.key(1), *inputs)
     out, _ = jax.eval_shape(
-        lambda state: case.model.apply(state, *inputs, mutable=["batch_stats"]), state
+        lambda state: setup.model.apply(state, *inputs, mutable=["batch_stats"]), state
     )
     target = jnp.tanh(random(out.shape))
 
-    steps = {REFERENCE: compile_step(case, state, inputs, target)}
+    steps = {REFERENCE: compile_step(setup, state, inputs, target)}
     with jaxconvt.installed():
-        steps["jaxconvt"] = compile_step(case, state, inputs, target)
+        steps["jaxconvt"] = compile_step(setup, state, inputs, target)
 
     trainings = {name: Training(step, state["params"]) for name, step in steps.items()}
     samplers = {name: partial(seconds_of, training) for name, training in trainings.items()}
@@ -212,7 +212,7 @@ def measure(case: Case) -> dict[str, Any]:
 
 def main() -> int:
     parser = common.parser(__doc__)
-    parser.add_argument("--models", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--models", nargs="+", choices=SETUPS, default=list(SETUPS))
     parser.add_argument("--output", type=Path, metavar="FILE")
     arguments = parser.parse_args()
 
@@ -224,7 +224,7 @@ def main() -> int:
     print(f"\n{'step, ms':10}{'jax.lax':>10}{'jaxconvt':>10}{'':10} losses, first and last")
     rows = {}
     for name in arguments.models:
-        row = rows[name] = measure(CASES[name])
+        row = rows[name] = measure(SETUPS[name])
         before, after = row["seconds"].values()
         losses = row["losses"]["jaxconvt"]
         print(

@@ -47,7 +47,7 @@ _new_size = itertools.count(4)
 
 
 def turns(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each function, called in turn."""
+    """Return the seconds of each function, called in turn."""
     samplers = {name: partial(seconds_of, f) for name, f in functions.items()}
     times = in_turn(samplers, WARM + repeats)
     return {name: t[WARM:] for name, t in times.items()}
@@ -109,12 +109,12 @@ def main() -> int:
             ("tracing", TRACING_TARGET, tracing(n, 60, distinct=False, **kwargs)),
             ("tracing, calls differ", None, tracing(n, 10, distinct=True, **kwargs)),
         ):
-            case = f"{kind}, {n}-D, {padding}" + ", transpose_kernel" * transpose_kernel
+            call = f"{kind}, {n}-D, {padding}" + ", transpose_kernel" * transpose_kernel
             seconds = {name: statistics.median(t) for name, t in times.items()}
             ratio = statistics.median(map(truediv, times["jaxconvt"], times[REFERENCE]))
-            rows.append({"case": case, "seconds": seconds, "ratio": ratio, "target": target})
+            rows.append({"call": call, "seconds": seconds, "ratio": ratio, "target": target})
             shown = "".join(f"{t * 1e6:9.1f} us" for t in seconds.values())
-            print(f"{case:50}{shown}{ratio:8.2f}{target or '':>8}", flush=True)
+            print(f"{call:50}{shown}{ratio:8.2f}{target or '':>8}", flush=True)
     seconds = import_seconds(9)
     print(f"{'import, after jax':62}{seconds * 1e3:9.1f} ms{'':8}{IMPORT_TARGET * 1e3:5.0f} ms")
 

@@ -60,7 +60,7 @@ def grown(layer: Layer, what: str, times: int) -> Layer:
 
 
 def measure(layer: Layer, name: str, what: str, devices: Sequence[Any]) -> dict[str, Any]:
-    """One device's share, if there are these."""
+    """Return what one of these devices has to do."""
     mesh = Mesh(np.array(devices), ("devices",))
     layer = grown(layer, what, len(devices))
     call = layer.call()
