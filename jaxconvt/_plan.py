@@ -154,9 +154,9 @@ def pair_estimates(
         alike = len({made.shared for made in works}) == 1 and min([w.shared_bytes for w in works])
         if len(works) > 1 and alike and all(config.chunks == 1 for config in configs):
             saved = cost.saved(widened(problems[0], cost), works)
-        times = [of[config].seconds for (of, _), config in zip(estimated, configs, strict=True)]
-        size = sum([made.temp_bytes for made in works])
-        result[configs] = Estimate(sum(times) - saved, size, saved=saved)
+        own = [of[config] for (of, _), config in zip(estimated, configs, strict=True)]
+        seconds, size = sum([e.seconds for e in own]), sum([e.temp_bytes for e in own])
+        result[configs] = Estimate(seconds - saved, size, saved=saved)
     return result
 
 

@@ -18,7 +18,7 @@ from jaxconvt import _arguments, _explain, _geometry, _plan, _problem, _spec, ex
 from jaxconvt._chunks import CHUNK
 from jaxconvt._costs import PLATFORMS, cost_of, cpu
 from jaxconvt._layers import BY_NAME, LAYERS
-from jaxconvt._lowerings import LOWERINGS
+from jaxconvt._lowerings import LOWERINGS, XLAS
 from jaxconvt._problem import Config
 from tests import oracle, util
 from tests.cases import case
@@ -291,6 +291,24 @@ class Decisions(parameterized.TestCase):
         products = re.findall(r"dot_general .*", text)
         self.assertLen(products, 3)
         self.assertNotIn("complex", "".join(products))
+
+    @parameterized.product(
+        name=[layer.name for layer in LAYERS],
+        channels_first=(False, True),
+        platform=("cpu", "cuda"),
+    )
+    def test_no_pick_is_slower_and_larger_than_another(self, name, channels_first, platform):
+        call = BY_NAME[name].call(channels_first=channels_first, batch=8)
+        explanation = explain(call.lhs, call.rhs, platform=platform, **call.kwargs)
+        pick, estimates = explanation.configs["value"], explanation.estimates["value"]
+        if pick != XLAS:  # which is preferred
+            own = estimates[pick]
+            better = [
+                str(config)
+                for config, e in estimates.items()
+                if e.fits and e.seconds <= own.seconds and e.temp_bytes < own.temp_bytes
+            ]
+            self.assertEmpty(better, pick)
 
     @parameterized.product(name=[layer.name for layer in LAYERS], platform=("cpu", "cuda"))
     def test_gradients_taken_together_cost_no_more(self, name, platform):
