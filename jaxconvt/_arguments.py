@@ -17,7 +17,7 @@ from jaxconvt._canonical import channels_last
 from jaxconvt._compat import Tracer, conv_general_dilated, x64_mode, x64_scope
 from jaxconvt._geometry import Padding
 from jaxconvt._hints import STATIC, closest, padded_before
-from jaxconvt._problem import Ints
+from jaxconvt._problem import Config, Ints
 from jaxconvt._tuning import Tuning
 from jaxconvt._types import IMPLEMENTATIONS
 from jaxconvt._words import of_a_file
@@ -213,7 +213,7 @@ def integers(name: str, value: Any, n: int, least: int) -> Ints:
     return result
 
 
-def flag(name: str, value: Any) -> bool:
+def flag(name: str, value: Any, expected: str = "True or False") -> bool:
     """Return `value` as a bool: True, False, or an equal integer of Python, NumPy or JAX.
 
     jax.lax takes anything with a truth value, and so takes "no" and "False" for True.
@@ -226,7 +226,7 @@ def flag(name: str, value: Any) -> bool:
         plain = value.item() if _is_number(value.dtype) else None
     if isinstance(plain, int) and plain in (0, 1):
         return bool(plain)
-    raise TypeError(f"{name} must be True or False, got {_show(value)}.")
+    raise TypeError(f"{name} must be {expected}, got {_show(value)}.")
 
 
 def group_count(value: Any) -> int:
@@ -248,7 +248,9 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...], more: str = ""
         _untraced(name, value)
         name_of_form = value.partition(" ")[0] if isinstance(value, str) else None
         hint = of_a_file(value) if more else ""
-        if name_of_form in choices:  # "col2im in 4 chunks" is how `explain` says it
+        if isinstance(value, Config):
+            hint = f"; pass {value.name!r}, which picks its form itself"
+        elif name_of_form in choices:  # "col2im in 4 chunks" is how `explain` says it
             hint = f"; pass {name_of_form!r}, which picks its form itself"
         elif more and isinstance(value, str) and value.lstrip().startswith("{"):
             hint = "; pass jaxconvt.Tuning.loads of that text"

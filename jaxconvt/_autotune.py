@@ -1,5 +1,6 @@
 """Measures the lowerings of each call in a function, where it will run."""
 
+import contextlib
 import math
 import sys
 import warnings
@@ -96,7 +97,8 @@ def autotune(
     device = _default_device() if device is None else device
     if not isinstance(device, jax.Device):
         raise TypeError(f"device must be None or one of jax.devices(), got {show(device)}.")
-    verbose = verbose if verbose is None else _arguments.flag("verbose", verbose)
+    if verbose is not None:
+        verbose = _arguments.flag("verbose", verbose, "None, True or False")
     backend = _compat.platform_of_device(device)
     with _compat.labelled("autotune"):
         keys = _find_calls.keys_in(_find_calls.jaxpr_of(f, args, kwargs))
@@ -123,8 +125,8 @@ def autotune(
             lost += [] if measurement else [f"{key}: {'; '.join(why)}"]
             result = f"autotune, {turn}: {measurement or 'left to auto, ' + lost[-1]}"
             LOGGER.info(result)
-            if verbose and sys.stderr:
-                print(result, file=sys.stderr, flush=True)
+            if verbose:
+                _write(f"{result}\n")
     finally:
         if verbose is None:
             _progress("")
@@ -156,5 +158,11 @@ def _default_device() -> jax.Device:
 
 
 def _progress(text: str) -> None:
-    if sys.stderr and sys.stderr.isatty():
-        print(f"\r\x1b[K{text[:100]}", end="", file=sys.stderr, flush=True)
+    if getattr(sys.stderr, "isatty", bool)():
+        _write(f"\r\x1b[K{text[:100]}")
+
+
+def _write(text: str) -> None:
+    """Write to stderr; measurements are not lost for a stream that can't be written to."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        print(text, end="", file=sys.stderr, flush=True)

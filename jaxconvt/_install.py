@@ -172,8 +172,8 @@ def installed_calls() -> InstalledCalls:
       A tuple of distinct calls, in the order in which they first came. Each has `function` (its
       name in jax.lax), the shapes `lhs` and `rhs`, `strides`, `dtype`, `implementation` and
       `count`. It is empty if nothing was taken. Printed, or shown by a notebook, it is a table that
-      also says what "auto" picks for each on the default backend. At most 1000 distinct calls are
-      kept.
+      also says what "auto" picks for each on the default backend. Under `jax.vmap` that is for
+      one example. At most 1000 distinct calls are kept, and none whose arguments hold an iterator.
 
     Example:
 
@@ -184,7 +184,7 @@ def installed_calls() -> InstalledCalls:
     ...     print(jaxconvt.installed_calls())
     taken from jax.lax: 1 call, 1 distinct
     calls  jax.lax's       call; what makes it
-        1  conv_transpose  lhs (1, 16, 8), rhs (4, 8, 6), strides (2,), float32; col2im
+        1  conv_transpose  lhs (1, 16, 8), rhs (4, 8, 6), strides (2,), pads (2, 2), float32; col2im
 
     Source: see `install`.
     """

@@ -196,4 +196,5 @@ def _chosen(implementation: str, cost: Cost, problems: tuple[Problem, ...]) -> C
 
 def can_make(problem: Problem, config: Config, cost: Cost) -> bool:
     """Whether a lowering can make a problem in this form."""
-    return config in candidates(widened(problem, cost), config.name)
+    known = config.name in LOWERINGS
+    return known and config in candidates(widened(problem, cost), config.name)

@@ -30,7 +30,7 @@ class Table(NamedTuple):
         widths = [max(len(part) for cell in own for part in cell.split("\n")) for own in figures]
         gap = "  " if _left(widths, "  ") >= _WORDS else " "
         lines = wrapped(self.about)
-        for row in (self.columns, *self.rows):
+        for row in (*self._head(), *self.rows):
             if isinstance(row, str):
                 lines += wrapped(row, indent="    ")
                 continue
@@ -43,6 +43,11 @@ class Table(NamedTuple):
                     gap.join([f"{x:{side}{width}}" for x, side, width in aligned]).rstrip()
                 )
         return "\n".join(lines)
+
+    def _head(self) -> tuple[Cells, ...]:
+        """Return the headings, unless all rows are lines by themselves."""
+        lines = [isinstance(row, str) for row in self.rows]
+        return () if lines and all(lines) else (self.columns,)
 
     def html(self) -> str:
         from html import escape  # late, as few need it and it takes long to import
@@ -59,7 +64,7 @@ class Table(NamedTuple):
             return f"<tr>{''.join(cells)}</tr>"
 
         about = f"<p>{escape(self.about)}</p>\n" if self.about else ""
-        lines = [line("th", self.columns), *[line("td", row) for row in self.rows]]
+        lines = [line("th", row) for row in self._head()] + [line("td", row) for row in self.rows]
         return f"{about}<table>\n" + "\n".join(lines) + "\n</table>"
 
 

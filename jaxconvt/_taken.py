@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxconvt import _compat
+from jaxconvt._arguments import dtype_of, requested
+from jaxconvt._canonical import channels_last
 from jaxconvt._explain import explanation_of, picks_text, read
 from jaxconvt._problem import Ints, Spec
 from jaxconvt._tables import Table
@@ -42,20 +44,32 @@ class InstalledCall:
     spec: Spec | None = field(repr=False)
     preferred_element_type: str | None = field(repr=False)
 
-    def sizes(self) -> str:
-        shapes = f"lhs {self.lhs}, rhs {self.rhs}".replace("'", "")
-        return f"{shapes}, strides {self.strides}, {self.dtype}"
+    def _text(self) -> str:
+        """Say what tells the call apart from others."""
+        text = f"lhs {self.lhs}, rhs {self.rhs}".replace("'", "") + f", strides {self.strides}"
+        if self.spec:
+            spec, n = self.spec, len(self.spec.axes)
+            text += f", pads {' '.join(map(str, spec.pads))}" if n else ""
+            dilated = max(spec.rhs_dilation, default=1) > 1
+            text += f", dilation {spec.rhs_dilation}" if dilated else ""
+            text += f", groups {spec.groups}" if spec.groups > 1 else ""
+            text += ", transpose_kernel" if spec.transpose_kernel else ""
+            if spec.dimension_numbers != channels_last(n):
+                text += f", {'/'.join(map(_letters, spec.dimension_numbers, ('NC', 'OI', 'NC')))}"
+        of = f" to {self.preferred_element_type}" if self.preferred_element_type else ""
+        return f"{text}, {self.dtype}{of}"
 
-    def made_by(self, platform: str) -> str:
+    def _made_by(self, platform: str) -> str:
         """Return the implementation, and what "auto" picks."""
         if isinstance(self.implementation, Tuning):
             return f"a Tuning of {self.implementation.device_kind}"
         if self.implementation != "auto" or self.spec is None:
             return self.implementation
         struct: Any = jax.ShapeDtypeStruct
-        lhs, rhs = struct(self.lhs, self.dtype), struct(self.rhs, self.dtype)
         dtype = jnp.dtype(self.preferred_element_type or self.dtype)
-        explanation = explanation_of(platform, lhs, rhs, self.spec, dtype)
+        with _compat.x64_scope(self.dtype, dtype):
+            lhs, rhs = struct(self.lhs, self.dtype), struct(self.rhs, self.dtype)
+            explanation = explanation_of(platform, lhs, rhs, self.spec, dtype)
         return f"auto: {picks_text(explanation.configs)}"
 
 
@@ -79,13 +93,16 @@ class InstalledCalls(tuple[InstalledCall, ...]):
         platform = _compat.default_platform()
         about = f"taken from jax.lax: {self._counts()}"
         if not self:
-            about += "; what was traced before jaxconvt.install() keeps jax.lax's"
+            about += (
+                "; what was traced before jaxconvt.install() keeps jax.lax's, and an installed() "
+                "block has a list of its own"
+            )
         if len(self) == MOST:
             about += f"; after the first {MOST} distinct ones no others are kept"
         if any(call.implementation == "auto" for call in self):
-            about += f"; what auto picks is for {platform}"
+            about += f"; what auto picks is for {platform}, without the batch that jax.vmap adds"
         rows = [
-            (str(call.count), call.function, f"{call.sizes()}; {call.made_by(platform)}")
+            (str(call.count), call.function, f"{call._text()}; {call._made_by(platform)}")
             for call in self
         ]
         return Table(about, ("calls", "jax.lax's", "call; what makes it"), "><<", rows)
@@ -109,7 +126,7 @@ class Calls:
                 self._counts[key] = self._counts.get(key, 0) + 1
         if LOGGER.isEnabledFor(logging.DEBUG):
             call = InstalledCall(1, *key)
-            LOGGER.debug("took jax.lax.%s: %s; %r", function, call.sizes(), call.implementation)
+            LOGGER.debug("took jax.lax.%s: %s; %r", function, call._text(), call.implementation)
 
     def taken(self) -> InstalledCalls:
         with self._lock:
@@ -119,9 +136,6 @@ class Calls:
 def _key(function: str, given: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return the fields of an `InstalledCall` after its count, in few steps: each call comes by."""
     lhs, rhs, spec = read({**given, "lhs": _shaped(given["lhs"]), "rhs": _shaped(given["rhs"])})
-    # An array that JAX has not seen may lose half of its 64 bits there.
-    known = isinstance(lhs, (jax.Array, _compat.Tracer))
-    dtype = lhs.dtype if known else jax.dtypes.canonicalize_dtype(lhs.dtype)
     asked = given["preferred_element_type"]
     shapes = _numbers(lhs.shape), _numbers(rhs.shape)
     static = all(type(size) is int for size in shapes[0] + shapes[1])
@@ -129,10 +143,10 @@ def _key(function: str, given: Mapping[str, Any]) -> tuple[Any, ...]:
         function,
         *shapes,
         spec.strides,
-        _name(dtype),
+        _name(dtype_of(lhs)),
         given["implementation"],
         spec if static else None,
-        None if asked is None else _name(jnp.dtype(asked)),
+        None if asked is None else _name(requested(asked)),
     )
 
 
@@ -153,3 +167,10 @@ def _shaped(x: Any) -> Any:
 def _numbers(shape: tuple[Any, ...]) -> NamedShape:
     """Return symbolic sizes by their names, as those of different programs can't be compared."""
     return tuple([size if type(size) is int else str(size) for size in shape])
+
+
+def _letters(axes: Sequence[int], channels: str) -> str:
+    """Return an array's part of `dimension_numbers` as letters, of as many axes."""
+    spatial = "DHW"[-(len(axes) - 2) :] if 2 < len(axes) < 6 else "0123456789"[: len(axes) - 2]
+    names = channels + spatial
+    return "".join([names[axes.index(at)] for at in range(len(names))])

@@ -650,6 +650,13 @@ class UsedTest(parameterized.TestCase):
             if not single:
                 self.assertEqual(got, _evaluate._config("auto", None, problem, "", False))
 
+    def test_a_lowering_that_there_is_not(self):
+        (measured,) = value_tuning().measurements
+        made_up = measured._replace(configs=(Config("magic"),))
+        tuning = dataclasses.replace(value_tuning(), measurements=(made_up,))
+        got = jax.jit(functools.partial(conv, implementation=tuning)).lower(X, W).as_text()
+        self.assertEqual(got, jax.jit(conv).lower(X, W).as_text())
+
     def test_elsewhere(self):
         base = value_tuning()
         fields = dict(
@@ -1006,7 +1013,7 @@ class VerboseTest(parameterized.TestCase):
 
     @parameterized.parameters("yes", 2)
     def test_bad_values(self, verbose):
-        with self.assertRaisesRegex(TypeError, "verbose must be True or False, got"):
+        with self.assertRaisesRegex(TypeError, "verbose must be None, True or False, got"):
             jaxconvt.autotune(conv, X, W, verbose=verbose)
 
 

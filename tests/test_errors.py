@@ -430,6 +430,10 @@ TABLE = [
     value("implementation name", IMPLEMENTATION.format("'fast'"), implementation="fast"),
     value("implementation explained", IMPLEMENTATION[:-1].format("'col2im in 4 chunks'")
           + "; pass 'col2im', which picks its form itself.", implementation="col2im in 4 chunks"),
+    value("implementation as a config",
+          IMPLEMENTATION[:-1].format("Config(name='col2im', gathered=0, chunks=4)")
+          + "; pass 'col2im', which picks its form itself.",
+          implementation=jaxconvt.Config("col2im", 0, 4)),
     value("implementation as text", IMPLEMENTATION[:-1].format(repr(TUNING))
           + "; pass jaxconvt.Tuning.loads of that text.", implementation=TUNING),
     value("implementation none", IMPLEMENTATION.format("None"), implementation=None),

@@ -647,12 +647,44 @@ class TakenTest(parameterized.TestCase):
         )
         small = "conv_transpose lhs (2, 5, 4, 3), rhs (4, 3, 3, 2), strides (2, 2)"
         for part in (
-            f"{big}, bfloat16; auto: {_explain.picks_text(configs)}",
-            f"2 {small}, float32; col2im",
-            f"1 {small}, float32; a Tuning of AMD EPYC 7B13, 2 cores",
+            f"{big}, pads (2, 1) (2, 1) (2, 1), bfloat16; auto: {_explain.picks_text(configs)}",
+            f"2 {small}, pads (2, 2) (2, 1), float32; col2im",
+            f"1 {small}, pads (2, 2) (2, 1), float32; a Tuning of AMD EPYC 7B13, 2 cores",
         ):
             self.assertIn(part, words)
             self.assertIn(part.split("; ")[1], taken._repr_html_())
+
+    def test_what_differs_is_printed(self):
+        x, w = np.ones((1, 6, 6, 4), "float16"), np.ones((3, 3, 4, 4), "float16")
+        for more in (
+            {"padding": "SAME"},
+            {"padding": "VALID"},
+            {"padding": "SAME", "rhs_dilation": (2, 1)},
+            {"padding": "SAME", "transpose_kernel": True},
+            {"padding": "SAME", "preferred_element_type": "float32"},
+            {"padding": "SAME", "dimension_numbers": ("NHWC", "HWOI", "NHWC")},
+            {"padding": "SAME", "feature_group_count": 2},
+        ):
+            kernel = w[:, :, :2] if "feature_group_count" in more else w
+            lax.conv_transpose(x, kernel, (2, 2), **more)
+        rows = str(jaxconvt.installed_calls()).split("conv_transpose ")[1:]
+        self.assertLen(set(rows), 7)
+        for part in ("VALID", "HWC/HWOI/", "groups 2", "to float32", "dilation (2, 1)"):
+            self.assertEqual(sum(part in row for row in rows), part != "VALID", part)
+
+    @parameterized.parameters(("int32", int), ("float32", float), ("float32", "float64"))
+    def test_picks_are_those_of_the_dtype_that_jax_has(self, dtype, asked):
+        lhs, rhs = (
+            jax.ShapeDtypeStruct(shape, dtype) for shape in ((4, 16, 16, 128), (16, 16, 128, 1))
+        )
+        kwargs = {"strides": (3, 3), "padding": "SAME", "preferred_element_type": asked}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of 64 bits
+            jaxconvt.install("auto")
+            jax.eval_shape(lambda *a: lax.conv_transpose(*a, **kwargs), lhs, rhs)
+            configs = jaxconvt.explain(lhs, rhs, **kwargs).configs
+        words = " ".join(str(jaxconvt.installed_calls()).split())
+        self.assertIn(f"auto: {_explain.picks_text(configs)}", words)
 
     def test_printed_where_nothing_came(self):
         self.assertIn("0 calls", str(jaxconvt.installed_calls()))
@@ -668,7 +700,7 @@ class TakenTest(parameterized.TestCase):
         self.assertEqual(
             record.getMessage(),
             "took jax.lax.conv_transpose: lhs (2, 5, 4, 3), rhs (4, 3, 3, 2), strides (2, 2), "
-            "float32; 'col2im'",
+            "pads (2, 2) (2, 1), float32; 'col2im'",
         )
         with self.assertNoLogs("jaxconvt", "INFO"):
             call(*operands())
