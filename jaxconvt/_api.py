@@ -186,3 +186,6 @@ def conv_transpose(
                 f"{implementation!r}."
             )
     return _reference.conv(lhs, rhs, spec, precision, preferred_element_type, out_sharding)
+
+
+SIGNATURE: inspect.Signature = inspect.signature(conv_transpose)

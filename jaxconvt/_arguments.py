@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxconvt._bounds import LARGEST
 from jaxconvt._canonical import channels_last
 from jaxconvt._compat import Tracer, conv_general_dilated, x64_mode, x64_scope
 from jaxconvt._geometry import Padding
@@ -26,7 +27,6 @@ from jaxconvt._words import show as _show
 Array = jax.Array  # or a NumPy array, used alike
 
 _NAMES = ("SAME", "VALID", "SAME_LOWER")
-_LARGEST = 2**63 - 1
 
 
 # Arrays
@@ -162,7 +162,7 @@ def _untraced(name: str, value: Any) -> None:
 
 
 def _integer(name: str, value: Any, whole: Any) -> int:
-    if type(value) is int and -_LARGEST <= value <= _LARGEST:
+    if type(value) is int and -LARGEST <= value <= LARGEST:
         return value  # nearly always; what follows takes ten times as long
     _untraced(name, value)
     try:
@@ -172,7 +172,7 @@ def _integer(name: str, value: Any, whole: Any) -> int:
             f"{name} must hold integers, got {_show(value)} of type "
             f"{type(value).__name__} in {_show(whole)}."
         ) from None
-    if not -_LARGEST <= result <= _LARGEST:
+    if not -LARGEST <= result <= LARGEST:
         raise ValueError(f"{name} must hold integers of at most 64 bits, got {_show(whole)}.")
     return result
 
@@ -237,7 +237,7 @@ def group_count(value: Any) -> int:
     except TypeError:
         _untraced("feature_group_count", value)
         raise TypeError(f"{expected}, got {_show(value)}.") from None
-    if not 1 <= result <= _LARGEST:
+    if not 1 <= result <= LARGEST:
         raise ValueError(f"{expected}{' of at most 64 bits' * (result > 1)}, got {_show(result)}.")
     return result
 

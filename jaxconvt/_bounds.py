@@ -7,7 +7,7 @@ from jax import lax
 
 from jaxconvt._geometry import Axis, Shape, dilate
 
-_LARGEST = 2**63 - 1
+LARGEST = 2**63 - 1
 _LARGEST_SIZE = 2**31 - 1
 _WIDEST = 16  # bytes of an element, whatever the result's dtype
 
@@ -53,7 +53,7 @@ def check_elements(
         ("the output", (n, *[axis.out for axis in axes], features)),
         ("the padded lhs", (n, *[axis.padded for axis in axes], c)),
     ):
-        if math.prod(shape) * _WIDEST > _LARGEST:
+        if math.prod(shape) * _WIDEST > LARGEST:
             name = "strides" if any(axis.stride > 1 for axis in axes) else "padding"
             raise ValueError(
                 f"{name} must keep arrays within 2**63 bytes, but {what} is of shape {shape} "

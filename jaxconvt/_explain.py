@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxconvt import _arguments, _compat, _hints, _plan, _spec
-from jaxconvt._api import conv_transpose
+from jaxconvt._api import SIGNATURE
 from jaxconvt._arguments import Array
 from jaxconvt._costs import PLATFORMS, cost_of
 from jaxconvt._problem import FACES, GRADIENTS, Config, Spec
@@ -128,13 +128,12 @@ def explain(*args: Any, platform: str | None = None, **kwargs: Any) -> Explanati
 
 # What `_spec.read` takes of the arguments of `conv_transpose`.
 _READ = [name for name in inspect.signature(_spec.read).parameters if name != "or_struct"]
-_SIGNATURE = inspect.signature(conv_transpose)
 
 
 def call_arguments(*args: Any, **kwargs: Any) -> tuple[Array, Array, Spec, dict[str, Any]]:
     """Read operands, `Spec` and all arguments of a call; shapes and dtypes are enough."""
-    _hints.check_call(_SIGNATURE, args, kwargs)
-    call = _SIGNATURE.bind(*args, **kwargs)
+    _hints.check_call(SIGNATURE, args, kwargs)
+    call = SIGNATURE.bind(*args, **kwargs)
     call.apply_defaults()
     return *read(call.arguments), call.arguments
 

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from jaxconvt import _arguments
-from jaxconvt._api import conv_transpose
+from jaxconvt._api import SIGNATURE, conv_transpose
 from jaxconvt._compat import conv_general_dilated, replaced
 from jaxconvt._taken import Calls, InstalledCalls
 from jaxconvt._types import Implementation
@@ -232,8 +232,7 @@ def _posing_as(like: Any, replacement: Any) -> Any:
     return replacement
 
 
-_OURS = inspect.signature(conv_transpose)
-_DEFAULTS = {name: parameter.default for name, parameter in _OURS.parameters.items()}
+_DEFAULTS = {name: parameter.default for name, parameter in SIGNATURE.parameters.items()}
 
 
 def _conv_transpose(*args: Any, **kwargs: Any) -> Any:
@@ -244,7 +243,7 @@ def _conv_transpose(*args: Any, **kwargs: Any) -> Any:
     return out
 
 
-_conv_transpose.__signature__ = _OURS  # type: ignore[attr-defined]
+_conv_transpose.__signature__ = SIGNATURE  # type: ignore[attr-defined]
 
 _SIGNATURE = inspect.signature(conv_general_dilated)
 _LHS_DILATION = list(_SIGNATURE.parameters).index("lhs_dilation")

@@ -106,16 +106,8 @@ def _estimated(
     }
     sizes = {config: temp_bytes(problem, config, made, cost) for config, made in works.items()}
     fit = _fitting(problem, times, sizes)
-    estimates = {
-        config: Estimate(
-            times[config],
-            sizes[config],
-            config in fit,
-            cost.compiled_as(_chunk(problem, config), made),
-        )
-        for config, made in works.items()
-    }
-    return estimates, works
+    estimated = {c: Estimate(times[c], sizes[c], c in fit) for c in works}
+    return estimated, works
 
 
 def _fitting(
@@ -136,8 +128,14 @@ def _fitting(
 
 def estimates(problem: Problem, cost: Cost, implementation: str = "auto") -> dict[Config, Estimate]:
     """Return the estimate of each candidate, the fastest first."""
-    estimated, _ = _estimated(problem, cost, implementation)
-    return dict(sorted(estimated.items(), key=lambda item: item[1].seconds))
+    estimated, works = _estimated(problem, cost, implementation)
+    problem = widened(problem, cost)
+    return {
+        config: estimated[config]._replace(
+            compiled_as=cost.compiled_as(_chunk(problem, config), works[config])
+        )
+        for config in sorted(estimated, key=lambda config: estimated[config].seconds)
+    }
 
 
 def pair_estimates(

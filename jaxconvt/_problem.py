@@ -221,10 +221,14 @@ class Problem(NamedTuple):
         return math.prod([int(getattr(axis, what)) for axis in self.axes])
 
     @property
+    def pairs(self) -> int:
+        """Pairs of an element of lhs, of one channel, and a tap."""
+        return self.batch * self.groups * self.extent("size") * self.extent("taps")
+
+    @property
     def contributions(self) -> int:
         """Elements of Y or U with no axis gathered."""
-        extent = self.extent("size") * self.extent("taps")
-        return self.batch * self.groups * extent * self.out_channels
+        return self.pairs * self.out_channels
 
     @property
     def flops(self) -> float:

@@ -76,6 +76,14 @@ def pads_unevenly(problem: Problem) -> bool:
     return any(not high <= low < high + stride for low, high, stride in pads)
 
 
+def reversed_bytes(problem: Problem) -> int:
+    """Return the bytes of a kernel that is put in reverse order before a convolution.
+
+    A reverse of taps that are last joins the transpose that comes first.
+    """
+    return 0 if problem.forward_kernel or problem.channels_first else problem.rhs_bytes
+
+
 def copied_around_conv(problem: Problem, moved: bool = False) -> int:
     """Return the bytes of the copies that XLA's CPU backend makes of images around a convolution.
 

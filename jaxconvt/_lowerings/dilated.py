@@ -11,7 +11,7 @@ from jaxconvt._im2col import pad, transpose_of
 from jaxconvt._lowerings._interface import Lowering
 from jaxconvt._numerics import Numerics
 from jaxconvt._problem import Config, Convolution, Problem, Work, spec_of, window_bytes
-from jaxconvt._xla import can_use_dilated_conv, copied_around_conv
+from jaxconvt._xla import can_use_dilated_conv, copied_around_conv, reversed_bytes
 
 
 class Dilated(Lowering):
@@ -24,20 +24,18 @@ class Dilated(Lowering):
         return [Config(self.name)] if can_use_dilated_conv(problem) else []
 
     def work(self, problem: Problem, config: Config) -> Work:
-        points = problem.batch * problem.groups * problem.extent("size") * problem.extent("taps")
         form, windows, rearranged, patches = "dilated", 0, 0, 0
         if problem.face == "kernel_grad":
             form = "kernel gradient"
         elif problem.face == "input_grad":
-            form, windows = "forward", window_bytes(points, problem.out_channels, problem.itemsize)
-            # A reverse of taps that are last joins the transpose that comes first.
-            rearranged = (
-                0 if problem.forward_kernel or problem.channels_first else problem.rhs_bytes
-            )
+            form = "forward"
+            windows = window_bytes(problem.pairs, problem.out_channels, problem.itemsize)
+            rearranged = reversed_bytes(problem)
             if any(a.taps < a.stride for a in problem.axes):  # the cotangent is cropped first
                 patches = problem.out_bytes
         elif not problem.strided:
-            form, windows = "forward", window_bytes(points, problem.in_channels, problem.itemsize)
+            form = "forward"
+            windows = window_bytes(problem.pairs, problem.in_channels, problem.itemsize)
         made = Convolution(
             form, problem.flops, windows, (problem.in_channels, problem.out_channels)
         )

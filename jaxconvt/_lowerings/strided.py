@@ -24,7 +24,7 @@ from jaxconvt._im2col import pad, reverse, transpose_of
 from jaxconvt._lowerings._interface import Lowering
 from jaxconvt._numerics import Numerics
 from jaxconvt._problem import Config, Convolution, Problem, Work, window_bytes
-from jaxconvt._xla import can_use_dilated_conv, copied_around_conv
+from jaxconvt._xla import can_use_dilated_conv, copied_around_conv, reversed_bytes
 
 _FORMS = {"value": "input gradient", "input_grad": "forward", "kernel_grad": "filter gradient"}
 
@@ -43,21 +43,15 @@ class Strided(Lowering):
             form = "forward"
         windows = 0
         if form == "forward":
-            points = (
-                problem.batch * problem.groups * problem.extent("size") * problem.extent("taps")
-            )
             channels = problem.in_channels if problem.face == "value" else problem.out_channels
-            windows = window_bytes(points, channels, problem.itemsize)
+            windows = window_bytes(problem.pairs, channels, problem.itemsize)
         trimmed = sum([t[1:] != (0, 0, 0, 0) for t in _trimmed(problem)])
         moved = trimmed * (problem.lhs_bytes + problem.out_bytes)
         return Work(
             convolution=Convolution(
                 form, problem.flops, windows, (problem.in_channels, problem.out_channels)
             ),
-            # A reverse of taps that are last joins the transpose that comes first.
-            rearranged_bytes=0
-            if problem.forward_kernel or problem.channels_first
-            else problem.rhs_bytes,
+            rearranged_bytes=reversed_bytes(problem),
             cropped_bytes=moved,
             operations=trimmed,
             temp_bytes=copied_around_conv(problem, trimmed > 0) + problem.rhs_bytes,
